@@ -1,0 +1,399 @@
+"""The networks, their fused twins and one iteration, held to the 2019 software and to numpy."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import layers
+from PIL import Image
+
+import art_gan
+
+GOLDEN = Path(__file__).parent / "golden" / "keras231_size32_seed2019.json"
+
+
+@pytest.fixture(autouse=True)
+def float32_and_seeded():
+    keras.utils.set_random_seed(0)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+def build(size=32):
+    generator = art_gan.build_generator(art_gan.NOISE_SIZE, 3, art_gan.RESOLUTIONS[size])
+    return generator, art_gan.build_discriminator((size, size, 3))
+
+
+def without_dropout(model):
+    for layer in model.layers:
+        if isinstance(layer, layers.Dropout):
+            layer.rate = 0
+    return model
+
+
+def batch(size=32, count=8, seed=0):
+    rng = np.random.default_rng(seed)
+    pictures = rng.uniform(-1, 1, (count, size, size, 3)).astype(np.float32)
+    return pictures, art_gan.random_noise(count, seed)
+
+
+# ---- Equal to Keras 2.3.1 on TensorFlow 1.14 ----
+
+
+def golden_case():
+    """The weights, noise and pictures that the golden figures were taken at."""
+    rng = np.random.RandomState(2019)
+    generator, discriminator = map(without_dropout, build())
+    for model in (generator, discriminator):
+        for layer in model.layers:
+            shapes = [w.shape for w in layer.get_weights()]
+            if len(shapes) == 2:
+                kernel = rng.normal(0, 1, shapes[0]) * np.sqrt(1 / np.prod(shapes[0][:-1]))
+                layer.set_weights([kernel, rng.normal(0, 0.05, shapes[1])])
+            elif len(shapes) == 4:
+                gamma, beta, mean, log_variance = (rng.normal(0, 0.1, s) for s in shapes)
+                layer.set_weights([1 + gamma, beta, mean, np.exp(log_variance)])
+    noise = rng.normal(0, 1, (8, 100)).astype(np.float32)
+    real = rng.uniform(-1, 1, (8, 32, 32, 3)).astype(np.float32)
+    return generator, discriminator, noise, real
+
+
+def passes(generator, discriminator, noise, real, transform):
+    """Loss, output, accuracy and gradients of the article's three passes."""
+    forward_generator, forward_discriminator = transform(generator), transform(discriminator)
+    combined = art_gan.build_combined(forward_generator, forward_discriminator)
+    fake = forward_generator(noise, training=False)
+    results = {"fake": fake.numpy()}
+    for name, model, x, label, trained in (
+        ("discriminator_real", forward_discriminator, real, 1.0, discriminator),
+        ("discriminator_fake", forward_discriminator, fake, 0.0, discriminator),
+        ("combined", combined, noise, 1.0, generator),
+    ):
+        x = tf.convert_to_tensor(x)
+        results[name] = art_gan.gradients(model, x, label, trained.trainable_variables)
+    return results
+
+
+@pytest.mark.parametrize("transform", [lambda model: model, art_gan.fuse], ids=["plain", "fused"])
+def test_losses_outputs_and_gradients_are_those_of_2019(transform):
+    golden = json.loads(GOLDEN.read_text())
+    results = passes(*golden_case(), transform)
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    fake, expected = results["fake"], golden["fake"]
+    np.testing.assert_allclose(fake.ravel()[:9], expected["first_pixels"], **close)
+    np.testing.assert_allclose(
+        [fake.mean(), fake.std()], [expected["mean"], expected["std"]], **close
+    )
+    for name in ("discriminator_real", "discriminator_fake", "combined"):
+        loss, output, gradients = results[name]
+        label = float(name != "discriminator_fake")
+        np.testing.assert_allclose(loss, golden[name]["loss"], **close)
+        np.testing.assert_allclose(np.ravel(output), golden[name]["output"], **close)
+        accuracy = np.mean((np.ravel(output) > 0.5) == label)
+        assert accuracy == golden[name]["accuracy"]
+        assert [list(g.shape) for g in gradients] == golden[name]["gradient_shapes"]
+        norms = [np.linalg.norm(g) for g in gradients]
+        np.testing.assert_allclose(norms, golden[name]["gradient_norms"], rtol=1e-3, atol=2e-6)
+
+
+def test_the_articles_freezing_line_would_fail_that_test():
+    """What a port by hand does: on Keras 3 it freezes the discriminator for its own steps too."""
+    golden = json.loads(GOLDEN.read_text())
+    generator, discriminator, noise, _ = golden_case()
+    discriminator.trainable = False
+    assert discriminator.trainable_variables == []
+    combined = art_gan.build_combined(generator, discriminator)
+    loss, _, _ = art_gan.gradients(
+        combined, tf.convert_to_tensor(noise), 1.0, generator.trainable_variables
+    )
+    assert abs(float(loss) - golden["combined"]["loss"]) > 0.01
+
+
+def test_the_loss_is_clipped_as_in_2019():
+    saturated = tf.constant([[0.0], [1.0]])
+    largest = -np.log(1e-7)
+    with tf.GradientTape() as tape:
+        tape.watch(saturated)
+        loss = art_gan.binary_crossentropy(1.0, saturated)
+    np.testing.assert_allclose(loss, largest / 2, rtol=1e-4)
+    assert not tape.gradient(loss, saturated).numpy().any()
+    assert abs(float(art_gan.binary_crossentropy(0.0, tf.constant([[0.25]]))) + np.log(0.75)) < 1e-6
+
+
+# ---- The article's tables ----
+
+
+def table(model):
+    return [
+        (type(layer).__name__, layer.output.shape[1:], layer.count_params())
+        for layer in model.layers
+    ]
+
+
+def test_the_discriminators_table():
+    model = art_gan.build_discriminator((128, 128, 3))
+    assert table(model) == [
+        ("Conv2D", (64, 64, 32), 896),
+        ("LeakyReLU", (64, 64, 32), 0),
+        ("Dropout", (64, 64, 32), 0),
+        ("Conv2D", (32, 32, 64), 18496),
+        ("ZeroPadding2D", (33, 33, 64), 0),
+        ("BatchNormalization", (33, 33, 64), 256),
+        ("LeakyReLU", (33, 33, 64), 0),
+        ("Dropout", (33, 33, 64), 0),
+        ("Conv2D", (17, 17, 128), 73856),
+        ("BatchNormalization", (17, 17, 128), 512),
+        ("LeakyReLU", (17, 17, 128), 0),
+        ("Dropout", (17, 17, 128), 0),
+        ("Conv2D", (17, 17, 256), 295168),
+        ("BatchNormalization", (17, 17, 256), 1024),
+        ("LeakyReLU", (17, 17, 256), 0),
+        ("Dropout", (17, 17, 256), 0),
+        ("Conv2D", (17, 17, 512), 1180160),
+        ("BatchNormalization", (17, 17, 512), 2048),
+        ("LeakyReLU", (17, 17, 512), 0),
+        ("Dropout", (17, 17, 512), 0),
+        ("Flatten", (147968,), 0),
+        ("Dense", (1,), 147969),
+    ]
+    assert model.count_params() == 1720385
+    assert sum(np.prod(v.shape) for v in model.trainable_variables) == 1720385 - 1920
+
+
+def test_the_generators_table():
+    model = art_gan.build_generator(100, 3)
+    rows = [("Dense", (4096,), 413696), ("Reshape", (4, 4, 256), 0)]
+    for size in (8, 16, 32, 64, 128):
+        rows += [
+            ("UpSampling2D", (size, size, 256), 0),
+            ("Conv2D", (size, size, 256), 590080),
+            ("BatchNormalization", (size, size, 256), 1024),
+            ("Activation", (size, size, 256), 0),
+        ]
+    assert table(model) == [
+        *rows,
+        ("Conv2D", (128, 128, 3), 6915),
+        ("Activation", (128, 128, 3), 0),
+    ]
+    assert sum(count for *_, count in rows) == 3369216  # what the article prints
+    assert model.count_params() == 3376131
+    assert sum(np.prod(v.shape) for v in model.trainable_variables) == 3376131 - 2560
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+def test_every_size_goes_through_both_networks(size):
+    generator, discriminator = build(size)
+    assert generator.output_shape == (None, size, size, 3)
+    assert discriminator.input_shape == (None, size, size, 3)
+    assert discriminator(generator(np.zeros((1, 100), np.float32))).shape == (1, 1)
+
+
+# ---- Fused against plain ----
+
+
+def shaken(model, seed=1):
+    """The model with all weights and statistics away from their initial zeros and ones."""
+    rng = np.random.default_rng(seed)
+    weights = model.get_weights()
+    model.set_weights([w + rng.uniform(-0.02, 0.02, w.shape) * (1 + w) for w in weights])
+    return without_dropout(model)
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+@pytest.mark.parametrize("size", [32, 64])
+def test_fused_equals_plain_in_values_gradients_and_statistics(network, size):
+    generator, discriminator = build(size)
+    pictures, noise = batch(size, 4)
+    model, x = (generator, noise) if network == "generator" else (discriminator, pictures)
+    fused = art_gan.fuse(shaken(model))
+    start = model.get_weights()
+    assert [v.path for v in fused.trainable_variables] == [
+        v.path for v in model.trainable_variables
+    ]
+    np.testing.assert_allclose(fused(x), model(x), rtol=1e-4, atol=1e-4)
+    assert all(np.array_equal(a, b) for a, b in zip(start, model.get_weights(), strict=True))
+
+    x = tf.convert_to_tensor(x)
+    weight = np.random.default_rng(2).normal(size=(4, *model.output_shape[1:])).astype(np.float32)
+    results = []
+    for forward in (model, fused):
+        model.set_weights(start)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            output = forward(x, training=True)
+            loss = tf.reduce_sum(weight * output)
+        gradients = tape.gradient(loss, [x] + [v.value for v in model.trainable_variables])
+        results.append((output, gradients, model.get_weights()))
+    (plain_output, plain_gradients, plain), (output, gradients, moved) = results
+    np.testing.assert_allclose(output, plain_output, rtol=1e-4, atol=1e-4)
+    norms = [np.linalg.norm(gradient) for gradient in plain_gradients]
+    for a, b, norm in zip(gradients, plain_gradients, norms, strict=True):
+        assert np.linalg.norm(a - b) < 5e-3 * norm + 1e-5 * max(norms)
+
+    names = [variable.path for variable in model.weights]
+    norms = [layer for layer in model.layers if isinstance(layer, layers.BatchNormalization)]
+    sizes = iter([layer.output.shape[1:-1] for layer in norms])
+    for name, before, a, b in zip(names, start, moved, plain, strict=True):
+        if name.endswith("moving_mean"):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+        elif name.endswith("moving_variance"):
+            n = len(x) * np.prod(next(sizes))
+            unbiased = before * 0.8 + (b - before * 0.8) * n / (n - 1)
+            np.testing.assert_allclose(a, unbiased, rtol=1e-4)
+        else:
+            assert np.array_equal(a, before)
+
+
+def test_upsampled_conv2d_is_upsampling_then_convolution():
+    rng = np.random.default_rng(0)
+    x, kernel, bias = (
+        tf.constant(rng.normal(size=s), tf.float32) for s in ((2, 5, 3, 4), (3, 3, 4, 6), 6)
+    )
+    weight = tf.constant(rng.normal(size=(2, 10, 6, 6)), tf.float32)
+
+    def plain(x, kernel, bias):
+        upsampled = tf.repeat(tf.repeat(x, 2, axis=1), 2, axis=2)
+        return tf.nn.conv2d(upsampled, kernel, 1, "SAME") + bias
+
+    results = []
+    for function in (plain, art_gan.upsampled_conv2d):
+        with tf.GradientTape() as tape:
+            tape.watch((x, kernel, bias))
+            y = function(x, kernel, bias)
+            loss = tf.reduce_sum(weight * y)
+        results.append([y, *tape.gradient(loss, (x, kernel, bias))])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("network", ["generator", "discriminator"])
+def test_fused_equals_plain_in_bfloat16(network):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    generator, discriminator = build()
+    pictures, noise = batch()
+    model, x = (generator, noise) if network == "generator" else (discriminator, pictures)
+    without_dropout(model)
+    fused = art_gan.fuse(model)
+    assert {v.dtype for v in fused.trainable_variables} == {"float32"}
+    exact = model.get_weights()
+    for training in (False, True):
+        output = fused(x, training=training)
+        assert output.dtype == tf.float32  # the last activation is not computed in half precision
+        model.set_weights(exact)
+        difference = np.abs(output - model(x, training=training))
+        model.set_weights(exact)
+        assert difference.mean() < 0.01 and difference.max() < 0.1
+
+
+# ---- One iteration ----
+
+
+def test_one_iteration_moves_every_weight_of_both_networks():
+    generator, discriminator = build()
+    iteration, optimizer = art_gan.build_iteration(generator, discriminator)
+    trained = generator.trainable_variables + discriminator.trainable_variables
+    before = [variable.numpy() for variable in trained]
+    metrics = iteration(*map(tf.constant, batch())).numpy()
+    assert metrics.shape == (4,) and np.isfinite(metrics).all()
+    assert set(metrics[[1, 3]] * 16) <= set(range(17))
+    for variable, value in zip(trained, before, strict=True):
+        assert not np.array_equal(variable.numpy(), value), variable.path
+    assert int(optimizer.iterations) == 3
+
+
+def test_the_generators_step_and_only_that_moves_the_generator():
+    generator, discriminator = build()
+    fused_generator, fused_discriminator = art_gan.fuse(generator), art_gan.fuse(discriminator)
+    combined = art_gan.build_combined(fused_generator, fused_discriminator)
+    pictures, noise = map(tf.constant, batch())
+
+    before = generator.get_weights()
+    x_fake = fused_generator(noise, training=False)
+    art_gan.gradients(fused_discriminator, x_fake, 0.0, discriminator.trainable_variables)
+    art_gan.gradients(fused_discriminator, pictures, 1.0, discriminator.trainable_variables)
+    assert all(map(np.array_equal, before, generator.get_weights()))
+
+    weights = [v.numpy() for v in discriminator.trainable_variables]
+    _, _, gradients = art_gan.gradients(combined, noise, 1.0, generator.trainable_variables)
+    keras.optimizers.Adam(0.1).apply(gradients, generator.trainable_variables)
+    assert all(map(np.array_equal, weights, discriminator.trainable_variables))
+    assert not any(map(np.array_equal, before, generator.get_weights()))
+
+
+def test_one_adam_counts_for_both_networks(monkeypatch):
+    """Ten iterations against Adam written out: moments of their own, one counter for both."""
+
+    def gradient(value, label):
+        return np.cos(30 * value) + label
+
+    def gradients(model, x, label, variables):
+        output = tf.fill((4, 1), 0.5)
+        return tf.constant(1.0), output, [tf.cos(30 * v.value) + label for v in variables]
+
+    monkeypatch.setattr(art_gan, "gradients", gradients)
+    generator, discriminator = build()
+    trained = [model.trainable_variables for model in (generator, discriminator)]
+    expected = [[v.numpy().astype(np.float64) for v in variables] for variables in trained]
+    moments = [[(0, 0) for _ in variables] for variables in trained]
+    iteration, optimizer = art_gan.build_iteration(generator, discriminator)
+    for epoch in range(10):
+        iteration(*map(tf.constant, batch(count=4)))
+        for step, (network, label) in enumerate(((1, 1), (1, 0), (0, 1)), 3 * epoch + 1):
+            rate = 1.5e-4 * np.sqrt(1 - 0.999**step) / (1 - 0.5**step)
+            for i, value in enumerate(expected[network]):
+                g = gradient(value, label)
+                m, v = moments[network][i]
+                m, v = 0.5 * m + 0.5 * g, 0.999 * v + 0.001 * g**2
+                moments[network][i] = m, v
+                expected[network][i] = value - rate * m / (np.sqrt(v) + 1e-7)
+    assert int(optimizer.iterations) == 30
+    for variables, numbers in zip(trained, expected, strict=True):
+        for variable, value in zip(variables, numbers, strict=True):
+            np.testing.assert_allclose(variable.numpy(), value, atol=2e-6)
+
+
+# ---- Data and pictures ----
+
+
+def test_a_batch_is_a_function_of_seed_and_epoch(tmp_path):
+    data = np.random.default_rng(0).uniform(-1, 1, (10, 32, 32, 3)).astype(np.float32)
+    epochs = range(3, 6)
+    read = list(art_gan.batches(data, "data.npy", 7, epochs, 4))
+    for epoch, (pictures, noise) in zip(epochs, read, strict=True):
+        expected_pictures, expected_noise = art_gan.draw_batch(data, 7, epoch, 4)
+        assert np.array_equal(pictures, expected_pictures) and np.array_equal(noise, expected_noise)
+        assert pictures.dtype == noise.dtype == tf.float32
+    assert not np.array_equal(read[0][0], read[1][0]) and not np.array_equal(read[0][1], read[1][1])
+    assert not np.array_equal(art_gan.draw_batch(data, 8, 3, 4)[1], read[0][1])
+
+
+def test_the_grid(tmp_path):
+    pictures = [np.full((32, 32, 3), i, np.uint8) for i in range(28)]
+    pictures[0][0, 0] = 200
+    path = tmp_path / "grid.png"
+    art_gan.save_images(path, pictures)
+    grid = np.array(Image.open(path))
+    assert grid.shape == (4 + 4 * 36, 4 + 7 * 36, 3)
+    assert (grid[4, 4] == 200).all()
+    for i in range(28):
+        r, c = 4 + i // 7 * 36, 4 + i % 7 * 36
+        assert (grid[r + 1 : r + 32, c : c + 32] == i).all()
+        grid[r : r + 32, c : c + 32] = 255
+    assert (grid == 255).all()
+    art_gan.save_images(path, [np.zeros((128, 128, 3), np.uint8)] * 28)
+    assert Image.open(path).size == (928, 532)
+
+
+def test_pixels_are_truncated_and_do_not_depend_on_their_neighbours():
+    generator, _ = build()
+    paint = art_gan.build_painter(generator)
+    noise = art_gan.random_noise(30, 5)
+    pictures = np.stack(list(paint(noise)))
+    exact = (0.5 * art_gan.fuse(generator)(noise, training=False).numpy() + 0.5) * 255
+    assert pictures.dtype == np.uint8 and pictures.shape == (30, 32, 32, 3)
+    off = pictures != np.floor(exact)
+    assert (off <= (np.abs(exact - np.round(exact)) < 1e-3)).all()  # but for rounding errors
+    assert np.array_equal(list(paint(noise[:3])), pictures[:3])
