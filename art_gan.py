@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -348,7 +349,7 @@ def load_data(path: str) -> np.ndarray:
         data = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         raise ArtError(f"{path}: no such file; make it first: python image_resizer.py") from None
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0]
         raise ArtError(
             f"{path}: not a whole .npy file ({reason}); make it again with image_resizer.py"
@@ -441,7 +442,7 @@ def save_checkpoint(
     values = [variable.numpy() for variable in variables]
     with replacing(folder / f"{len(metrics):08}.npz") as temporary, open(temporary, "wb") as file:
         np.savez(file, *values, metrics=metrics, settings=json.dumps(settings))
-    for old in sorted(folder.glob("*.npz"))[:-CHECKPOINTS]:
+    for old in sorted(folder.glob("[0-9]*.npz"))[:-CHECKPOINTS]:
         old.unlink()
 
 
@@ -450,7 +451,7 @@ def load_checkpoint(folder: Path) -> tuple[list[np.ndarray], np.ndarray, dict] |
 
     Names the damaged ones on standard error. Raises ArtError if there are no others.
     """
-    paths = sorted(folder.glob("*.npz"), reverse=True)
+    paths = sorted(folder.glob("[0-9]*.npz"), reverse=True)
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as file:  # a zip: all bytes have a checksum
@@ -710,6 +711,7 @@ def train(args: argparse.Namespace) -> int:
             variable.assign(value)
         print(f"Going on from iteration {first} of {epochs}")
 
+    (output / TIMELAPSE).unlink(missing_ok=True)  # a shorter run's; the end brings a new one
     pending = []  # metrics that are still on the device
     columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
     progress = Progress(*columns, disable=not sys.stdout.isatty())

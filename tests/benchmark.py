@@ -1,0 +1,341 @@
+"""Measure art_gan.py and image_resizer.py against the article's own loops; prints Markdown tables.
+
+    python tests/benchmark.py                     the README's tables
+    python tests/benchmark.py --iterations 50     the same, long enough to see memory grow
+    python tests/benchmark.py --growth            how the cost of training grows instead
+
+Each contender is a process of its own, which warms up and then takes a turn whenever it is told to.
+They go in turn, so that a machine that slows down slows all of them.
+"""
+
+import argparse
+import contextlib
+import itertools
+import multiprocessing
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # the imports are late, as a resizer needs no TensorFlow
+os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # or one contender takes the whole GPU
+
+LOOP, PROJECT = "article's loop", "this project, float32"
+SIZES = (32, 64, 128, 256)
+PICTURES, DRAWN = 512, 200  # for training; for the resizer
+WARM_UP = 2  # iterations that are not timed
+REPEATS = 3  # of the resizers and the start
+GROWTH_ITERATIONS, GROWTH_BATCHES, GROWTH_PICTURES = 5, (8, 16, 32, 64), (64, 512, 4096)
+
+
+# ---- In a contender's process: generators that prepare, and after each `yield` do a turn -----
+
+
+def build_networks(pictures):
+    import art_gan
+
+    resolution = art_gan.RESOLUTIONS[pictures.shape[1]]
+    generator = art_gan.build_generator(art_gan.NOISE_SIZE, art_gan.IMAGE_CHANNELS, resolution)
+    return generator, art_gan.build_discriminator(pictures.shape[1:])
+
+
+def article_loop(data, batch_size):
+    """The article's iteration as one ports it to Keras 3 by hand, replacing names alone.
+
+    Its discriminator does not train: `trainable = False` now holds for its own steps, too. So it
+    does less than the article's and than this project's.
+    """
+    os.environ["TF_NUM_INTEROP_THREADS"] = str(os.cpu_count())  # TensorFlow's choice, not ours
+    import art_gan
+
+    def compile_model(model):
+        adam = art_gan.keras.optimizers.Adam(1.5e-4, 0.5)  # Keras 3 refuses one for two models
+        model.compile(loss="binary_crossentropy", optimizer=adam, metrics=["accuracy"])
+
+    pictures = np.load(data)
+    generator, discriminator = build_networks(pictures)
+    compile_model(discriminator)
+    discriminator.trainable = False
+    combined = art_gan.build_combined(generator, discriminator)
+    compile_model(combined)
+    y_real, y_fake = np.ones((batch_size, 1)), np.zeros((batch_size, 1))
+
+    while True:
+        yield
+        x_real = pictures[np.random.randint(0, len(pictures), batch_size)]
+        noise = np.random.normal(0, 1, (batch_size, art_gan.NOISE_SIZE))
+        x_fake = generator.predict(noise, verbose=0)
+        discriminator.train_on_batch(x_real, y_real)
+        discriminator.train_on_batch(x_fake, y_fake)
+        combined.train_on_batch(noise, y_real)
+
+
+def project_loop(data, batch_size, precision="float32", constant=False, plain=False):
+    """This project's iteration; `constant`: on its first batch only; `plain`: without fuse()."""
+    import art_gan
+
+    art_gan.keras.config.set_dtype_policy(precision)
+    if plain:
+        art_gan.fuse = lambda model: model
+    pictures = art_gan.load_data(data)
+    step, _ = art_gan.build_iteration(*build_networks(pictures))
+    stream = art_gan.batches(pictures, data, 0, range(10**9), batch_size)
+    if constant:
+        stream = itertools.repeat(next(stream))
+    while True:
+        yield
+        step(*next(stream)).numpy()  # numpy() waits for the device
+
+
+def article_resizer(folder, output, size):
+    while True:
+        yield
+        training_data = []
+        for filename in os.listdir(folder):
+            image = Image.open(os.path.join(folder, filename))
+            image = image.resize((size, size), Image.LANCZOS)  # then called ANTIALIAS
+            training_data.append(np.asarray(image))
+        training_data = np.reshape(training_data, (-1, size, size, 3)) / 127.5 - 1
+        np.save(output, training_data)
+
+
+def project_resizer(folder, output, size):
+    import image_resizer
+
+    while True:
+        yield
+        image_resizer.resize_folder(folder, output, size, crop=False)
+
+
+def python(*arguments):
+    while True:
+        yield
+        command = [sys.executable, *arguments]
+        subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+
+
+def machine():
+    """Yields the line that says what is measured on."""
+    import art_gan
+
+    tf, flags = art_gan.tf, {"avx512_bf16", "amx_bf16"} & set(proc("cpuinfo", "flags").split())
+    gpu = art_gan.describe_device() if tf.config.list_physical_devices("GPU") else "no GPU"
+    yield (
+        f"{proc('cpuinfo', 'model name') or platform.machine()}, {os.cpu_count()} cores, "
+        f"{' '.join(sorted(flags)) or 'no bf16'}; {gpu}; Python {platform.python_version()}, "
+        f"TensorFlow {tf.__version__}, Keras {art_gan.keras.__version__}"
+    )
+
+
+def proc(file, key):
+    """What stands behind the first `key` in a file of /proc; nothing on systems without it."""
+    with contextlib.suppress(OSError), open(f"/proc/{file}") as lines:
+        return next((line.split(":")[1].strip() for line in lines if line.startswith(key)), "")
+    return ""
+
+
+def serve(pipe, log, task, *arguments):
+    os.dup2(os.open(log, os.O_WRONLY), 2)  # TensorFlow's messages; shown if this process fails
+    turns = task(*arguments)
+    while pipe.recv():
+        start = time.perf_counter()
+        result = next(turns)
+        seconds = time.perf_counter() - start
+        # The peak, and what is no mapped file. (ru_maxrss would begin with the parent's memory.)
+        memory = (proc("self/status", key).removesuffix(" kB") for key in ("VmHWM", "RssAnon"))
+        pipe.send((result, seconds, *(1024 * float(kilobytes or "nan") for kilobytes in memory)))
+
+
+# ---- In the first process -------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def contender(*job):
+    """Start a process that serves `job`; give the function that lets it take a turn.
+
+    Between its turns it is stopped: else it would read batches ahead while others run, and an
+    input that is too slow would not show.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipe, its_pipe = context.Pipe()
+    with tempfile.NamedTemporaryFile("r") as log:
+        process = context.Process(target=serve, args=(its_pipe, log.name, *job))
+        process.start()
+        its_pipe.close()  # so that recv() ends when the process does
+
+        def turn():
+            try:
+                os.kill(process.pid, signal.SIGCONT)
+                pipe.send("go")
+                answer = pipe.recv()
+                os.kill(process.pid, signal.SIGSTOP)
+                return answer
+            except (EOFError, OSError):
+                process.join()
+                sys.exit(f"{log.read()}{job[0].__name__}{job[1:]} ended with {process.exitcode}")
+
+        try:
+            yield turn
+        finally:
+            process.kill()
+            process.join()
+
+
+def measure(count, warm_up, jobs):
+    """Let each of `jobs`, {name: (generator function, *arguments)}, take `count` turns.
+
+    Returns {name: (median seconds, peak bytes, growth in bytes from the third turn to the last)}.
+    """
+    turns, result = {}, {}
+    with contextlib.ExitStack() as stack:
+        for name, job in jobs.items():
+            turns[name] = stack.enter_context(contender(*job))
+            for _ in range(1 + warm_up):  # the first prepares
+                turns[name]()
+        rounds = [{name: turn() for name, turn in turns.items()} for _ in range(count)]
+    for name in jobs:
+        _, seconds, peaks, anonymous = zip(*(each[name] for each in rounds), strict=True)
+        result[name] = median(seconds), peaks[-1], anonymous[-1] - anonymous[min(2, count - 1)]
+    return result
+
+
+def print_table(title, heads, row, rows):
+    print(f"\n{title}\n\n{heads}\n| ---{' | ---:' * (heads.count('|') - 2)} |", flush=True)
+    for values in rows:
+        print(row.format(*values), flush=True)
+
+
+def make_data(folder, size, number):
+    """Write training data of `number` pictures, a multiple of 64; returns the file's name."""
+    path = str(folder / f"{size}px-{number}.npy")
+    data = np.lib.format.open_memmap(path, "w+", np.float32, (number, size, size, 3))
+    values = np.random.default_rng(0).random((64, size, size, 3), np.float32)
+    data.reshape(-1, *values.shape)[:] = 2 * values - 1
+    return path
+
+
+def draw_pictures(folder):
+    rng = np.random.default_rng(0)
+    for number in range(DRAWN):
+        width, height = rng.integers((900, 700), (1100, 900)).tolist()
+        blots = Image.fromarray(rng.integers(0, 256, (height // 8, width // 8, 3), np.uint8))
+        blots.resize((width, height)).save(folder / f"{number}.jpg", quality=90)
+
+
+def measure_training(folder, size, batch_size, iterations, plain):
+    data = make_data(folder, size, PICTURES), batch_size
+    constant = f"{PROJECT}, one constant batch"
+    jobs = {
+        LOOP: (article_loop, *data),
+        PROJECT: (project_loop, *data),
+        "this project, mixed_bfloat16": (project_loop, *data, "mixed_bfloat16"),
+        constant: (project_loop, *data, "float32", True),
+    }
+    if plain:
+        jobs[f"{PROJECT}, without fuse()"] = (project_loop, *data, "float32", False, True)
+    result = measure(iterations, WARM_UP, jobs)
+    loop_seconds, loop_peak, _ = result[LOOP]
+    print_table(
+        f"One iteration, {size} px, batch {batch_size}: medians of {iterations}",
+        "| contender | seconds | ratio | peak memory, GB | ratio | growth, MB |",
+        "| {} | {:.3f} | {:.2f} | {:.2f} | {:.2f} | {:+.1f} |",
+        (
+            (name, seconds, seconds / loop_seconds, peak / 1e9, peak / loop_peak, growth / 1e6)
+            for name, (seconds, peak, growth) in result.items()
+        ),
+    )
+    ratio = result[PROJECT][0] / result[constant][0]
+    print(f"\nPrefetched batches, of one constant batch: {ratio:.3f}", flush=True)
+
+
+def measure_resizer(folder, size, pictures):
+    once, four_times = Path(pictures or folder / "once"), folder / "four times"
+    if not pictures:
+        once.mkdir()
+        draw_pictures(once)
+    four_times.mkdir()
+    for path, number in itertools.product(once.iterdir(), range(4)):
+        (four_times / f"{number}-{path.name}").symlink_to(path.resolve())
+
+    def rows():
+        for source in (once, four_times):
+            job = str(source), str(folder / "resized.npy"), size
+            jobs = {LOOP: (article_resizer, *job), "this project": (project_resizer, *job)}
+            result, number = measure(REPEATS, 0, jobs), len(os.listdir(source))
+            for name, (seconds, peak, _) in result.items():
+                yield name, number, number / seconds, result[LOOP][0] / seconds, peak / 1e6
+
+    print_table(
+        f"The resizer, {size} px: medians of {REPEATS}",
+        "| contender | pictures | pictures per second | ratio | peak memory, MB |",
+        "| {} | {} | {:.1f} | {:.2f} | {:.0f} |",
+        rows(),
+    )
+
+
+def measure_start(folder):
+    train = f"art_gan.py --data {make_data(folder, 32, PICTURES)} --epochs 1 --fresh --output"
+    jobs = {
+        "`python art_gan.py --epochs 1`, 32 px": (python, *train.split(), str(folder / "output")),
+        "of these, to import it": (python, "-c", "import art_gan"),
+    }
+    rows = ((name, seconds) for name, (seconds, *_) in measure(REPEATS, 0, jobs).items())
+    title = f"Start-up: medians of {REPEATS}"
+    print_table(title, "| command | seconds |", "| {} | {:.1f} |", rows)
+
+
+def measure_growth(folder, largest, batch_size):
+    usual = min(largest, 128)
+    cases = [(size, batch_size, PICTURES) for size in SIZES if size <= largest]
+    cases += [(usual, each, PICTURES) for each in GROWTH_BATCHES]
+    cases += [(usual, batch_size, pictures) for pictures in GROWTH_PICTURES]
+
+    def rows():
+        for size, batch, pictures in dict.fromkeys(cases):
+            job = project_loop, make_data(folder, size, pictures), batch
+            ((seconds, peak, _),) = measure(GROWTH_ITERATIONS, WARM_UP, {PROJECT: job}).values()
+            yield size, batch, pictures, seconds, peak / 1e9
+
+    print_table(
+        f"One iteration, {PROJECT}: medians of {GROWTH_ITERATIONS}",
+        "| size, px | batch | pictures | seconds | peak memory, GB |",
+        "| {} | {} | {} | {:.3f} | {:.2f} |",
+        rows(),
+    )
+
+
+def main():
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--size", type=int, choices=SIZES, default=128, help="of the pictures, in pixels")
+    add("--batch-size", type=int, default=32, help="pictures in one iteration")
+    add("--iterations", type=int, default=10, help="of each contender; 0: no training")
+    add("--plain", action="store_true", help="measure this project without fuse(), too")
+    add("--pictures", metavar="FOLDER", help="RGB pictures, and no other files, for the resizer")
+    add("--growth", action="store_true", help="how the cost grows instead; --size is the largest")
+    args = parser.parse_args()
+    # Unwind, or stopped processes stay behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with contender(machine) as turn:
+        print(turn()[0], flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        if args.growth:
+            return measure_growth(folder, args.size, args.batch_size)
+        if args.iterations:
+            measure_training(folder, args.size, args.batch_size, args.iterations, args.plain)
+        measure_resizer(folder, args.size, args.pictures)
+        measure_start(folder)
+
+
+if __name__ == "__main__":
+    main()
