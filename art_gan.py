@@ -16,6 +16,7 @@ import itertools
 import json
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -52,7 +53,7 @@ EPOCHS = 10000  # iterations; the article calls one iteration an epoch
 BATCH_SIZE = 32
 SAVE_FREQ = 100  # iterations between two previews, which are also checkpoints
 NOISE_SIZE = 100
-GENERATE_RES = 3  # upsampling steps after the first two: 3 for 128 x 128 pixels
+GENERATE_RES = 3  # upsampling steps after the first two; a run takes it from the picture size
 IMAGE_CHANNELS = 3
 PREVIEW_ROWS = 4
 PREVIEW_COLS = 7
@@ -63,8 +64,10 @@ DATA = "cubism_data.npy"
 OUTPUT = "output"
 RESOLUTIONS = {32: 1, 64: 2, 128: 3, 256: 4}  # picture size: GENERATE_RES
 CHECKPOINTS = 2  # how many are kept: the newest, and one to fall back on
+EPSILON = 1e-7  # Keras 2.3 keeps probabilities so far from 0 and 1 in its loss
 JIT_COMPILE = False  # XLA: on a CPU three times as slow, on a GPU not measured
 TIMELAPSE = "training.webp"  # not GIF: all colours instead of 256, in fewer bytes
+TIMELAPSE_FRAMES = 200  # at most: of more previews, every second, third ...
 TIMELAPSE_MS = 100  # how long each preview shows
 LOOP_STEPS, LOOP_MS = 30, 40  # pictures from point to point of an interpolation, and how long each
 METRICS = "discriminator_loss,discriminator_accuracy,generator_loss,generator_accuracy"
@@ -150,8 +153,8 @@ def upsampled_conv2d(
     So multiply first, at x's size, and add up the products block by block: 1 + 2 + 2 + 4 = 9
     multiplications per pixel of x and pair of channels instead of 36. (16, as a transposed
     convolution with a 4x4 kernel: Aitken et al. 2017, arXiv:1707.02937.) Backward likewise: a tap
-    meets the gradient's sums over its blocks. These are matrix products, as CPUs are at their
-    worst in a convolution's gradient by its kernel.
+    meets the gradient's sums over its blocks; as matrix products, since on CPUs TensorFlow is slow
+    at a convolution's gradient by its kernel.
 
     Shapes: x (N, H, W, C), kernel (3, 3, C, F), bias (F,) -> (N, 2H, 2W, F), of one float type.
     """
@@ -233,22 +236,38 @@ class FusedBatchNormalization(layers.Layer):
         return y
 
 
+def is_upsampled_conv(layer: layers.Layer, following: layers.Layer) -> bool:
+    """Whether two layers are exactly what UpsampledConv2D computes."""
+    return (
+        type(layer) is layers.UpSampling2D
+        and type(following) is layers.Conv2D
+        and (layer.size, layer.interpolation) == ((2, 2), "nearest")
+        and (following.kernel_size, following.padding) == ((3, 3), "same")
+        and following.strides == following.dilation_rate == (1, 1)
+        and following.groups == 1
+        and following.use_bias
+        and following.activation is keras.activations.linear
+    )
+
+
 def fuse(model: keras.Sequential) -> keras.Model:
     """A second model that computes what `model` does, faster, with the same layers and variables.
 
-    `model` is a flat Sequential such as the two above; it stays usable and owns the weights.
+    `model` is a built flat Sequential; it stays usable and owns the weights. Layers that cannot be
+    computed faster are used as they are.
     """
     x = inputs = keras.Input(model.input_shape[1:])
-    upsampled = False
-    for layer in model.layers:
-        if isinstance(layer, layers.UpSampling2D):
-            upsampled = True  # the convolution that follows does both
-            continue
-        if upsampled:
-            layer = UpsampledConv2D(layer)
-        elif isinstance(layer, layers.BatchNormalization):
+    todo = list(model.layers)
+    while todo:
+        layer = todo.pop(0)
+        if todo and is_upsampled_conv(layer, todo[0]):
+            layer = UpsampledConv2D(todo.pop(0))
+        elif (
+            type(layer) is layers.BatchNormalization
+            and layer.axis in (-1, 3)
+            and (len(x.shape), layer.center, layer.scale) == (4, True, True)
+        ):
             layer = FusedBatchNormalization(layer)
-        upsampled = False
         x = layer(x)
     return keras.Model(inputs, x, name=f"fused_{model.name}")
 
@@ -261,8 +280,7 @@ def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
 
     Keras 3 sees through the sigmoid to its logits instead, which differs once it saturates.
     """
-    epsilon = keras.config.epsilon()
-    p = tf.clip_by_value(probability, epsilon, 1 - epsilon)
+    p = tf.clip_by_value(probability, EPSILON, 1 - EPSILON)
     logits = tf.math.log(p / (1 - p))
     losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=label * tf.ones_like(p), logits=logits)
     return tf.reduce_mean(losses)
@@ -336,7 +354,7 @@ def check_values(pictures: np.ndarray, name: str) -> None:
 def spread(data: np.ndarray, count: int) -> np.ndarray:
     """`count` pictures (all, if there are fewer) at even distances, float32 (N, S, S, 3)."""
     index = np.unique(np.linspace(0, len(data) - 1, count).astype(int))
-    return data[index].astype(np.float32)
+    return data[index].astype(np.float32, order="C")
 
 
 def load_data(path: str) -> np.ndarray:
@@ -376,9 +394,9 @@ def load_data(path: str) -> np.ndarray:
     return data
 
 
-def random_noise(count: int, *seed: int) -> np.ndarray:
-    """Noise (count, NOISE_SIZE) from N(0, 1), float32; a function of `seed` alone."""
-    return np.random.default_rng(seed).normal(size=(count, NOISE_SIZE)).astype(np.float32)
+def random_noise(count: int, *seed: int, size: int = NOISE_SIZE) -> np.ndarray:
+    """Noise (count, size) from N(0, 1), float32; a function of `seed` alone."""
+    return np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
 
 
 def draw_batch(
@@ -454,7 +472,7 @@ def load_checkpoint(folder: Path) -> tuple[list[np.ndarray], np.ndarray, dict] |
     paths = sorted(folder.glob("[0-9]*.npz"), reverse=True)
     for path in paths:
         try:
-            with np.load(path, allow_pickle=False) as file:  # a zip: all bytes have a checksum
+            with np.load(path, allow_pickle=False) as file:  # a zip: every array has a checksum
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 return values, file["metrics"], json.loads(str(file["settings"]))
         except Exception as error:  # whatever a wrong byte does to zipfile, numpy or json
@@ -509,7 +527,7 @@ def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
 
 
 def save_animation(path: Path, frames: Iterator[Image.Image], milliseconds: int) -> None:
-    """Write frames, taken one by one, as an endless animation."""
+    """Write frames as an endless animation."""
     with replacing(path) as temporary:
         next(frames).save(
             temporary, save_all=True, append_images=frames, duration=milliseconds, loop=0
@@ -517,11 +535,16 @@ def save_animation(path: Path, frames: Iterator[Image.Image], milliseconds: int)
 
 
 def save_timelapse(output: Path, iterations: int, save_freq: int) -> None:
-    """Animate the previews of a run of so many iterations."""
+    """Animate the previews of a run of so many iterations, those that are still there."""
     numbers = range(1, (iterations - 1) // save_freq + 2)
     paths = [output / f"trained-{cnt}.png" for cnt in numbers]
-    frames = (Image.open(path) for path in paths if path.exists())
-    save_animation(output / TIMELAPSE, frames, TIMELAPSE_MS)
+    paths = [path for path in paths if path.exists()]
+    frames = []
+    for path in paths[:: -(-len(paths) // TIMELAPSE_FRAMES) or 1]:
+        with Image.open(path) as image:
+            frames.append(image.copy())
+    if frames:
+        save_animation(output / TIMELAPSE, iter(frames), TIMELAPSE_MS)
 
 
 def load_generator(output: Path) -> keras.Sequential:
@@ -537,11 +560,12 @@ def load_generator(output: Path) -> keras.Sequential:
 
 def generate(output: Path, count: int, seed: int) -> None:
     """Paint `count` new pictures into output/art/, and a grid of the first 28."""
-    paint = build_painter(load_generator(output))
+    generator = load_generator(output)
+    paint, size = build_painter(generator), generator.input_shape[1]
     art = output / "art"
     art.mkdir(exist_ok=True)
     first = []
-    for number, picture in enumerate(paint(random_noise(count, seed, ART_STREAM)), 1):
+    for number, picture in enumerate(paint(random_noise(count, seed, ART_STREAM, size=size)), 1):
         with replacing(art / f"seed{seed}-{number:04}.png") as temporary:
             Image.fromarray(picture).save(temporary)
         if number <= PREVIEW_ROWS * PREVIEW_COLS:
@@ -552,8 +576,9 @@ def generate(output: Path, count: int, seed: int) -> None:
 
 def interpolate(output: Path, count: int, seed: int) -> None:
     """Animate a smooth loop through the pictures of `count` random points of the noise."""
-    paint = build_painter(load_generator(output))
-    points = random_noise(count, seed, ART_STREAM)
+    generator = load_generator(output)
+    paint = build_painter(generator)
+    points = random_noise(count, seed, ART_STREAM, size=generator.input_shape[1])
     t = np.arange(LOOP_STEPS)[:, np.newaxis] / LOOP_STEPS
     path = []
     for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
@@ -603,7 +628,7 @@ def open_output(output: Path, fresh: bool) -> None:
             ) from None
         except OSError:
             pass  # a file system without locks: rather no lock than no run
-    old = itertools.chain(output.glob(".part-*"), output.glob("*/.part-*"))
+    old = itertools.chain(output.glob(".part-*"), checkpoints.glob(".part-*"))
     if fresh:
         names = ("trained-*.png", "checkpoint/*", "metrics.csv", "generator.keras", TIMELAPSE)
         old = itertools.chain(old, *map(output.glob, names))
@@ -723,7 +748,8 @@ def train(args: argparse.Namespace) -> int:
             pending.append(iteration(x_real, noise))
             preview, last = epoch % args.save_freq == 0, epoch == epochs - 1
             save = preview or last or stopped
-            if not save and (progress.disable or time.monotonic() - shown < 1):
+            early = progress.disable or time.monotonic() - shown < 1
+            if not save and early and epoch > first:
                 continue
 
             d_loss, d_accuracy, g_loss, g_accuracy = pending[-1].numpy().tolist()
@@ -740,7 +766,7 @@ def train(args: argparse.Namespace) -> int:
             if not save:
                 continue
 
-            metrics = np.concatenate([metrics, np.stack(pending)])
+            metrics = np.concatenate([metrics, tf.stack(pending).numpy()])
             pending.clear()
             check_finite(metrics, variables)
             if preview:
@@ -757,10 +783,12 @@ def train(args: argparse.Namespace) -> int:
             # The last to be written: what a checkpoint stands for is all there.
             save_checkpoint(output / "checkpoint", variables, metrics, settings)
             if stopped:
-                print(f"Stopped at iteration {epoch + 1} of {epochs}; the same command goes on")
+                again = "the same command" + " without --fresh" * args.fresh
+                print(f"Stopped at iteration {epoch + 1} of {epochs}; {again} goes on")
                 return 128 + stopped[0]
     save_timelapse(output, len(metrics), args.save_freq)
-    print(f"Finished {epochs} iterations; for new pictures: python art_gan.py --generate 28")
+    where = "" if args.output == OUTPUT else f" --output {shlex.quote(args.output)}"
+    print(f"Finished {epochs} iterations; new pictures: python art_gan.py --generate 28{where}")
     return 0
 
 
@@ -768,10 +796,12 @@ def train(args: argparse.Namespace) -> int:
 
 
 def whole(text: str, least: int = 1) -> int:
-    """An argparse type: a whole number that is not less than `least`."""
+    """An argparse type: a whole number from `least` to what seeds allow, 2**32 - 1."""
     number = int(text)
     if number < least:
         raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+    if number >= 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is more than {2**32 - 1}")
     return number
 
 
@@ -815,8 +845,10 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         problem = (
             f"{error.filename or args.output}: {error.strerror or error}; mend that or use another "
-            "--output, then run the same command again: it goes on from the last checkpoint"
+            "--output, then run the same command again"
         )
+        if not (args.generate or args.interpolate or args.fresh):
+            problem += ": it goes on from the last checkpoint"
     print(f"art_gan.py: error: {problem}", file=sys.stderr)
     return 1
 

@@ -1,0 +1,5 @@
+"""The tests run on the CPU: there, float32 is exact (a GPU multiplies in TF32) and repeatable."""
+
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
