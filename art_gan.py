@@ -736,7 +736,6 @@ def train(args: argparse.Namespace) -> int:
             variable.assign(value)
         print(f"Going on from iteration {first} of {epochs}")
 
-    (output / TIMELAPSE).unlink(missing_ok=True)  # a shorter run's; the end brings a new one
     pending = []  # metrics that are still on the device
     columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
     progress = Progress(*columns, disable=not sys.stdout.isatty())
@@ -769,6 +768,7 @@ def train(args: argparse.Namespace) -> int:
             metrics = np.concatenate([metrics, tf.stack(pending).numpy()])
             pending.clear()
             check_finite(metrics, variables)
+            (output / TIMELAPSE).unlink(missing_ok=True)  # a shorter run's; made anew at the end
             if preview:
                 cnt = epoch // args.save_freq + 1
                 save_images(output / f"trained-{cnt}.png", paint(fixed_noise))

@@ -434,6 +434,8 @@ def test_kills_in_each_kind_of_write(halfway, data, whole):
         ("after", "00000005.npz"),
         ("before", "training.webp"),
     ]
+    # As of a kill while a stop is saved, at an iteration that no later run saves.
+    (halfway / "checkpoint" / ".part-00000004.npz").touch()
     for fault, name in faults:
         result = python("-c", FAULTY, fault, name, *training(data, halfway, "--epochs", 6))
         assert result.returncode == -signal.SIGKILL, (name, result.stderr)
@@ -490,7 +492,7 @@ def test_a_finished_run_says_so(half, data, main):
 )
 def test_another_setting_is_refused(option, value, difference, half, data, main):
     before = contents(half)
-    line = refusal(main(*training(data, half, option, value)))
+    line = refusal(main(*training(data, half, option, value, "--epochs", 3)))
     assert f"started otherwise ({difference}); go on" in line
     assert "--fresh" in line and "--output" in line
     assert contents(half) == before
@@ -507,13 +509,13 @@ def test_another_setting_is_refused(option, value, difference, half, data, main)
 )
 def test_other_data_is_refused(other, difference, half, data, main, tmp_path):
     np.save(tmp_path / "other.npy", other)
-    line = refusal(main(*training(tmp_path / "other.npy", half)))
+    line = refusal(main(*training(tmp_path / "other.npy", half, "--epochs", 3)))
     assert re.search(difference, line) and "--fresh" in line
 
 
 def test_another_noise_size_is_refused(half, data, main, monkeypatch):
     monkeypatch.setattr(art_gan, "NOISE_SIZE", 101)
-    assert "(the noise size was 100, is 101)" in refusal(main(*training(data, half)))
+    assert "(the noise size was 100, is 101)" in refusal(main(*training(data, half, "--epochs", 3)))
 
 
 def test_fresh_starts_over(halfway, data, whole, folder):
@@ -524,7 +526,7 @@ def test_fresh_starts_over(halfway, data, whole, folder):
         (halfway / name).write_text("old")
     for name in ("metrics.csv", "generator.keras"):
         (halfway / name).write_text("old")
-    line = refusal(run(*training(data, halfway, "--seed", 7)))
+    line = refusal(run(*training(data, halfway, "--seed", 7, "--epochs", 3)))
     assert "(--seed was 0, is 7)" in line and "--fresh" in line
 
     with start(*training(data, halfway, "--epochs", 6, "--fresh")) as process:
@@ -549,7 +551,7 @@ def test_fresh_starts_over(halfway, data, whole, folder):
 def test_two_runs_in_one_folder(data, output):
     with start(*training(data, output)) as process:
         wait_for(process, "0 epoch, ")
-        line = refusal(run(*training(data, output)))
+        line = refusal(run(*training(data, output, "--epochs", 1)))
         assert f"{output}: another run writes there" in line
         assert process.poll() is None
         process.kill()
