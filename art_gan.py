@@ -630,8 +630,9 @@ def open_output(output: Path, fresh: bool) -> None:
             pass  # a file system without locks: rather no lock than no run
     old = itertools.chain(output.glob(".part-*"), checkpoints.glob(".part-*"))
     if fresh:
-        names = ("trained-*.png", "checkpoint/*", "metrics.csv", "generator.keras", TIMELAPSE)
-        old = itertools.chain(old, *map(output.glob, names))
+        # The checkpoints first: what is killed in between must not go on without its previews.
+        names = ("checkpoint/*", "trained-*.png", "metrics.csv", "generator.keras", TIMELAPSE)
+        old = itertools.chain(*map(output.glob, names), old)
     for path in old:
         path.unlink()
     for folder in (output, checkpoints):
