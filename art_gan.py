@@ -32,9 +32,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while TensorFlow loads: no traceback
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault(
-    "TF_NUM_INTEROP_THREADS", "1"
-)  # one operation at a time, on all cores: memory
+# One operation at a time, each on all cores: as fast, and less memory
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import keras
 import numpy as np
@@ -372,17 +371,13 @@ def load_data(path: str) -> np.ndarray:
         raise ArtError(
             f"{path}: not a whole .npy file ({reason}); make it again with image_resizer.py"
         ) from None
-    kind = (getattr(data, "shape", ()), getattr(data, "dtype", "an archive"))
-    if (
-        len(kind[0]) != 4
-        or len(data) == 0
-        or kind[0][1:] not in [(size, size, IMAGE_CHANNELS) for size in RESOLUTIONS]
-        or not np.issubdtype(kind[1], np.floating)
-    ):
+    shape, dtype = getattr(data, "shape", (0,)), getattr(data, "dtype", "an archive")
+    fits = shape[1:] in [(size, size, IMAGE_CHANNELS) for size in RESOLUTIONS] and shape[0] > 0
+    if not (fits and np.issubdtype(dtype, np.floating)):
         sizes = ", ".join(map(str, RESOLUTIONS))
         raise ArtError(
-            f"{path}: holds {kind[1]} of shape {kind[0]}, not floating point of shape (pictures, "
-            f"size, size, {IMAGE_CHANNELS}) with size {sizes}; make it with image_resizer.py"
+            f"{path}: holds {dtype} of shape {shape}, not floating point of shape (pictures, size, "
+            f"size, {IMAGE_CHANNELS}) with size {sizes}; make it with image_resizer.py"
         )
     sample = spread(data, 256)
     check_values(sample, path)
@@ -512,6 +507,12 @@ def build_painter(generator: keras.Sequential) -> Callable[[np.ndarray], Iterato
     return paint
 
 
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, uint8 (height, width, 3)."""
+    with replacing(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
 def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
     """Write up to 28 pictures, uint8 (S, S, 3), as the article's grid of 4 rows and 7 columns."""
     pictures = list(pictures)
@@ -522,8 +523,7 @@ def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
         row, col = divmod(number, PREVIEW_COLS)
         r, c = PREVIEW_MARGIN + row * step, PREVIEW_MARGIN + col * step
         image_array[r : r + len(picture), c : c + len(picture)] = picture
-    with replacing(path) as temporary:
-        Image.fromarray(image_array).save(temporary)
+    save_picture(path, image_array)
 
 
 def save_animation(path: Path, frames: Iterator[Image.Image], milliseconds: int) -> None:
@@ -558,24 +558,26 @@ def load_generator(output: Path) -> keras.Sequential:
         raise ArtError(f"{path}: cannot be read ({error}); train on: python art_gan.py") from None
 
 
-def generate(output: Path, count: int, seed: int) -> None:
-    """Paint `count` new pictures into output/art/, and a grid of the first 28."""
+def generate(args: argparse.Namespace) -> int:
+    """Paint new pictures into output/art/, and a grid of the first 28; returns the exit code."""
+    output, count, seed = Path(args.output), args.generate, args.seed
     generator = load_generator(output)
     paint, size = build_painter(generator), generator.input_shape[1]
     art = output / "art"
     art.mkdir(exist_ok=True)
     first = []
     for number, picture in enumerate(paint(random_noise(count, seed, ART_STREAM, size=size)), 1):
-        with replacing(art / f"seed{seed}-{number:04}.png") as temporary:
-            Image.fromarray(picture).save(temporary)
+        save_picture(art / f"seed{seed}-{number:04}.png", picture)
         if number <= PREVIEW_ROWS * PREVIEW_COLS:
             first.append(picture)
     save_images(art / f"seed{seed}-grid.png", first)
     print(f"{count} pictures and a grid in {art}; for others, another --seed than {seed}")
+    return 0
 
 
-def interpolate(output: Path, count: int, seed: int) -> None:
-    """Animate a smooth loop through the pictures of `count` random points of the noise."""
+def interpolate(args: argparse.Namespace) -> int:
+    """Animate a smooth loop through random points of the noise; returns the exit code."""
+    output, count, seed = Path(args.output), args.interpolate, args.seed
     generator = load_generator(output)
     paint = build_painter(generator)
     points = random_noise(count, seed, ART_STREAM, size=generator.input_shape[1])
@@ -589,6 +591,7 @@ def interpolate(output: Path, count: int, seed: int) -> None:
     noise = np.concatenate(path).astype(np.float32)
     save_animation(file, map(Image.fromarray, paint(noise)), LOOP_MS)
     print(f"{file}: a loop of {count * LOOP_STEPS} pictures")
+    return 0
 
 
 # ---- Training -------------------------------------------------------------------------------
@@ -665,21 +668,17 @@ def check_finite(metrics: np.ndarray, variables: list[keras.Variable]) -> None:
         )
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def collect_signals() -> list[int]:
     """Give a list that collects SIGINT and SIGTERM; a second one of a kind ends the process."""
     received = []
 
-    def receive(number: int, _: object) -> None:
+    def collect(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, collect)
+    return received
 
 
 def train(args: argparse.Namespace) -> int:
@@ -738,11 +737,12 @@ def train(args: argparse.Namespace) -> int:
         print(f"Going on from iteration {first} of {epochs}")
 
     pending = []  # metrics that are still on the device
-    columns = (MofNCompleteColumn(), BarColumn(20), TextColumn("{task.description}"))
+    columns = (MofNCompleteColumn(), BarColumn(8), TextColumn("{task.description}"))
     progress = Progress(*columns, disable=not sys.stdout.isatty())
     bar = progress.add_task("compiling", total=epochs, completed=first)
     began = shown = time.monotonic()
-    with stop_signals() as stopped, progress:
+    stopped = collect_signals()
+    with progress:
         stream = batches(data, args.data, args.seed, range(first, epochs), args.batch_size)
         for epoch, (x_real, noise) in enumerate(stream, first):
             pending.append(iteration(x_real, noise))
@@ -773,10 +773,11 @@ def train(args: argparse.Namespace) -> int:
             if preview:
                 cnt = epoch // args.save_freq + 1
                 save_images(output / f"trained-{cnt}.png", paint(fixed_noise))
-                print(
+                line = (
                     f"{epoch} epoch, Discriminator accuracy: {100 * d_accuracy}, "
                     f"Generator accuracy: {100 * g_accuracy}, {pace}"
                 )
+                progress.print(line, soft_wrap=True, highlight=False)
             portable_generator.set_weights(generator.get_weights())
             with replacing(output / "generator.keras") as temporary:
                 portable_generator.save(temporary)
@@ -831,14 +832,9 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is written
     keras.config.set_image_data_format("channels_last")  # whatever keras.json says
     keras.config.set_floatx("float32")
+    job = generate if args.generate else interpolate if args.interpolate else train
     try:
-        if args.generate:
-            generate(Path(args.output), args.generate, args.seed)
-        elif args.interpolate:
-            interpolate(Path(args.output), args.interpolate, args.seed)
-        else:
-            return train(args)
-        return 0
+        return job(args)
     except ArtError as error:
         problem = str(error)
     except (tf.errors.ResourceExhaustedError, MemoryError):
@@ -848,7 +844,7 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.filename or args.output}: {error.strerror or error}; mend that or use another "
             "--output, then run the same command again"
         )
-        if not (args.generate or args.interpolate or args.fresh):
+        if job is train and not args.fresh:
             problem += ": it goes on from the last checkpoint"
     print(f"art_gan.py: error: {problem}", file=sys.stderr)
     return 1

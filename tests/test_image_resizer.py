@@ -488,7 +488,13 @@ def test_interruption_leaves_the_older_file(tmp_path, number):
     older = tmp_path / "cubism_data.npy"
     older.write_bytes(b"older")
     process = subprocess.Popen(
-        [sys.executable, SCRIPT], cwd=tmp_path, stdout=-1, stderr=-1, text=True
+        [sys.executable, SCRIPT],
+        cwd=tmp_path,
+        stdout=-1,
+        stderr=-1,
+        text=True,
+        # A shell's background job, such as these tests may be, ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     part = tmp_path / "cubism_data.npy.part"
     deadline = time.monotonic() + 30
