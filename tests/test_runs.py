@@ -130,7 +130,8 @@ def refusal(result):
     assert "Traceback" not in result.stderr and "Exception" not in result.stderr
     *before, last = result.stderr.splitlines()
     assert last.startswith("art_gan.py: error: ")
-    assert not [line for line in before if "error: " in line]
+    ours = [line for line in before if not re.match(r"[IWE]\d{4} [\d:.]+ +\d+ \w+\.cc:", line)]
+    assert not [line for line in ours if "error: " in line]
     return last
 
 
