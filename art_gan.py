@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import datetime
 import glob
+import io
 import itertools
 import json
 import os
@@ -453,8 +454,10 @@ def save_checkpoint(
     `metrics` is float32 (iterations done, 4), as in metrics.csv.
     """
     values = [variable.numpy() for variable in variables]
-    with replacing(folder / f"{len(metrics):08}.npz") as temporary, open(temporary, "wb") as file:
-        np.savez(file, *values, metrics=metrics, settings=json.dumps(settings))
+    file = io.BytesIO()  # on a full disk, a zip file that is still open complains by itself
+    np.savez(file, *values, metrics=metrics, settings=json.dumps(settings))
+    with replacing(folder / f"{len(metrics):08}.npz") as temporary:
+        temporary.write_bytes(file.getbuffer())
     for old in sorted(folder.glob("[0-9]*.npz"))[:-CHECKPOINTS]:
         old.unlink()
 
