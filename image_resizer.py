@@ -1,23 +1,31 @@
-"""Turn the pictures of one folder into the array that art_gan.py trains on.
+"""Turn a folder of pictures into the array that art_gan.py trains on, float32 in -1..1."""
 
-Each picture is turned upright, made RGB, squeezed to a square and scaled to -1..1; the array is
-float32 (N, SIZE, SIZE, 3), in sorted file-name order. Sub-folders are not read.
-"""
-
-import argparse
+import glob
 import logging
 import os
+import secrets
 import shlex
 import signal
 import sys
 import warnings
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections import Counter, namedtuple
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing, contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from rich.console import Console
+from rich.progress import track
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 IMAGE_SIZE = 128  # pixels, the side of every square
 IMAGE_CHANNELS = 3  # red, green, blue
@@ -26,207 +34,207 @@ IMAGE_FILE = "cubism_data.npy"
 
 # The article's `pixel / 127.5 - 1`, computed in float64 for each of the 256 values of a pixel.
 SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
-IN_FLIGHT = 256  # pictures handed to the threads at once, however many there are: memory is flat
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow names but cannot decode
+IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but cannot decode
+
+# How many pictures are in the array, how many could not be read, which other files there are (such
+# as "50 .heic"), and how many pictures are in sub-folders that were not read.
+Result = namedtuple("Result", "pictures skipped others unread")
 
 
 class UserError(Exception):
-    """Something the user can put right: the text says in one line what is wrong and what to do."""
-
-
-def grey_to_8bit(image: Image.Image) -> Image.Image:
-    """Return a 16- or 32-bit grey picture ("I;16", "I", "F") as "L", or "LA" if part is clear.
-
-    White is 65535, or 1.0 in "F". Raises ValueError beyond that: such a file does not say what is
-    white. (Pillow's own conversion takes 255 for white, and so turns most 16-bit pictures white.)
-    """
-    white = 1 if image.mode == "F" else 65535
-    values = np.asarray(image)
-    if not 0 <= values.min() <= values.max() <= white:  # also when one is NaN
-        raise ValueError(f"32-bit grey outside 0..{white}")
-    grey = Image.fromarray((values * np.float32(255 / white) + np.float32(0.5)).astype(np.uint8))
-    if "transparency" in image.info:
-        grey.putalpha(Image.fromarray(values != image.info["transparency"]).convert("L"))
-    return grey
+    """An error that the user can fix; its text is shown without a traceback."""
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return a picture of any mode as RGB, as a viewer shows it, with white where it is clear.
-
-    Colour profiles are not applied, as in the article. Raises ValueError as `grey_to_8bit` does.
-    """
+    """Convert to RGB, on white if transparent. Colour profiles are ignored, as in the article."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = grey_to_8bit(image)
+        white = 1 if image.mode == "F" else 65535  # Pillow's own conversion clips at 255
+        values, clear = np.asarray(image), image.info.get("transparency")
+        if not 0 <= values.min() <= values.max() <= white:  # also true if one is NaN
+            raise ValueError(f"32-bit grey outside 0..{white}")
+        image = Image.fromarray((values * np.float32(255 / white) + np.float32(0.5)).astype("u1"))
+        if clear is not None:
+            image.putalpha(Image.fromarray(values != clear).convert("L"))
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image)
-        return white
-    return image if image.mode == "RGB" else image.convert("RGB")  # spares most pictures a copy
+        background = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(background, image.convert("RGBA"))
+    return image if image.mode == "RGB" else image.convert("RGB")  # avoids a copy
 
 
-def load_picture(path: str, size: int = IMAGE_SIZE, crop: bool = False) -> np.ndarray:
-    """Return a file's first picture, squeezed to a square, as uint8 (size, size, 3) in 0..255.
-
-    `crop` cuts its centre square out instead of squeezing. LANCZOS is what the article calls
-    ANTIALIAS. Raises what Pillow raises: UnidentifiedImageError for a file that is no picture.
-    """
+def load_picture(path: Path | str, size: int = IMAGE_SIZE, crop: bool = False) -> np.ndarray:
+    """Load a file's first picture as a square, uint8 (size, size, 3). Raises Pillow's errors."""
     with Image.open(path) as image:
         if image.format in STUBS:
             raise UnidentifiedImageError(image.format)
         ImageOps.exif_transpose(image, in_place=True)
-        # RGB before resizing, lest the colour hidden under clear pixels bleed into the others.
+        # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
         image = to_rgb(image)
-    if crop:
+    if crop:  # to the centre square
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))
+    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))  # once "ANTIALIAS"
 
 
-def is_picture(name: str) -> bool:
-    """Tell from its suffix whether a file claims to be a picture that Pillow can read."""
-    suffix = os.path.splitext(name)[1].lower()
-    return Image.registered_extensions().get(suffix) in Image.OPEN.keys() - STUBS
+def is_picture(path: Path) -> bool:
+    """Whether Pillow can read files with this suffix."""
+    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN.keys() - STUBS
 
 
-def try_picture(path: str, size: int, crop: bool) -> np.ndarray | str | None:
-    """Return `load_picture`'s array, or the line that says why not, or None for other files."""
+def try_picture(path: Path, size: int, crop: bool) -> np.ndarray | str | None:
+    """Load a picture. Return the reason if that fails, or None if the file is not a picture."""
     try:
+        if path.exists() and not path.is_file():
+            return None  # a pipe or a device: reading it may never end
         return load_picture(path, size, crop)
     except UnidentifiedImageError:
-        if not is_picture(path):
-            return None
-        reason = "not a picture that Pillow knows" if os.path.getsize(path) else "the file is empty"
-    except Exception as error:
-        # Broad, because a damaged file makes Pillow's decoders raise nearly anything (OSError,
-        # SyntaxError, struct.error, MemoryError ...), and one bad file must not end the run.
+        return "empty, or not a picture that Pillow knows" if is_picture(path) else None
+    except Exception as error:  # damaged files raise almost any of them, and must not end the run
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-    return f"skipped {os.path.basename(path)!r}: {' '.join(reason.split())}"
+        return " ".join(reason.split())
 
 
-def say(line: str, end: str = "\n") -> None:
-    """Print a line to standard error; on a terminal, over the progress bar."""
-    if sys.stderr.isatty():
-        line = f"\r{line:<60}"
-    print(line, end=end, file=sys.stderr, flush=True)
+def find_files(folder: str) -> list[Path]:
+    """Return the files in a folder and its sub-folders, sorted, without hidden ones."""
+    os.listdir(folder)  # raises OSError if it cannot be read; a sub-folder is skipped then
+    walk = os.walk(folder, onerror=lambda e: say(f"skipped {e.filename!r}: {e.strerror}"))
+    files = []
+    for parent, folders, names in walk:
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(files)
 
 
-def show_progress(done: int, total: int) -> None:
-    """Move a bar at every percent on a terminal; print a line at every tenth elsewhere."""
-    terminal = sys.stderr.isatty()
-    steps = 100 if terminal else 10
-    if done * steps // total > (done - 1) * steps // total:
-        bar = f"[{'#' * (30 * done // total):<30}] " if terminal else ""
-        say(f"{bar}{done}/{total} files", end="" if terminal and done < total else "\n")
+def say(line: str, stream: str = "stderr") -> None:
+    """Print a line to standard error or output. If that fails, print nothing more there."""
+    if file := getattr(sys, stream):  # None if it was closed when Python started
+        try:
+            print(line, file=file, flush=True)
+        except (OSError, UnicodeEncodeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # else Python fails at exit
 
 
-def no_picture(image_dir: str, skipped: int) -> UserError:
-    """Return the error for a folder without a readable picture; it names the best sub-folder."""
-    problem = f"no readable picture in {image_dir!r} ({skipped} skipped)"
-    pictures = {
-        folder: sum(is_picture(name) and not name.startswith(".") for name in names)
-        for folder, _, names in os.walk(image_dir)
-        if folder != image_dir
-    }
-    best = max(sorted(pictures), key=pictures.get, default=None)
-    if best is None or not pictures[best]:
-        return UserError(f"{problem}; put some there, or run: python image_resizer.py FOLDER")
-    command = f"python image_resizer.py {shlex.quote(best)}"
-    return UserError(f"{problem}, but {pictures[best]} in {best!r}; run: {command}")
-
-
-def write_header(file: BinaryIO, count: int, size: int) -> None:
-    """Write the .npy header of float32 (count, size, size, 3) at the start of the file."""
-    file.seek(0)
-    shape = (count, size, size, IMAGE_CHANNELS)
-    header = {"descr": SCALED.dtype.str, "fortran_order": False, "shape": shape}
-    # NumPy pads it so that its length does not depend on the count, and it can be written again.
-    np.lib.format.write_array_header_1_0(file, header)
-
-
-def resize_folder(image_dir: str, output: str, size: int, crop: bool) -> tuple[int, int]:
-    """Write a folder's pictures to a .npy file; return how many, and how many were skipped.
-
-    The array is float32 (pictures, size, size, 3) in -1..1, equal to the article's. The file
-    appears whole or not at all; until then it is `output`.part. Raises UserError.
-    """
+@contextmanager
+def replace_file(target: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file, and rename it to `target` when it is complete and on the disk."""
+    # Every run locks its own temporary file. An unlocked one was left by a run that was killed.
+    for part in target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):
+        with suppress(OSError, AttributeError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            part.unlink()
+    while True:
+        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+        file = part.open("xb")
+        with suppress(OSError, AttributeError):  # Windows and some file systems have no locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if part.exists():  # else another run removed it before it was locked
+            break
     try:
-        names = sorted(name for name in os.listdir(image_dir) if not name.startswith("."))
-    except OSError as error:
-        problem = f"cannot read the folder {image_dir!r}: {error.strerror}"
-        raise UserError(f"{problem}; name another: python image_resizer.py FOLDER") from error
-    paths = [os.path.join(image_dir, name) for name in names]
-    # A broken link stays, to be named as unreadable; folders, pipes and devices go.
-    paths = [path for path in paths if os.path.isfile(path) or not os.path.exists(path)]
-    target = os.path.realpath(output)  # so that a link to another disk stays a link
-    if os.path.exists(target) and not os.path.isfile(target):
-        raise UserError(f"--output {output!r} is not a file; name one, such as {IMAGE_FILE}")
-
-    part = f"{target}.part"
-    work = partial(try_picture, size=size, crop=crop)
-    count = skipped = 0
-    Image.init()  # loads Pillow's formats once, rather than in every thread
-    try:
-        with suppress(FileNotFoundError):
-            os.remove(part)  # left by a killed run, maybe with other permissions
-        with (
-            warnings.catch_warnings(action="ignore"),  # Pillow's, about big or odd pictures
-            open(part, "wb") as file,
-            ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow lets go of the GIL
-        ):
-            write_header(file, len(paths), size)
-            for start in range(0, len(paths), IN_FLIGHT):
-                batch = paths[start : start + IN_FLIGHT]
-                for done, result in enumerate(pool.map(work, batch), start + 1):
-                    if isinstance(result, str):
-                        skipped += 1
-                        say(result)
-                    elif result is not None:
-                        count += 1
-                        file.write(SCALED[result])
-                    show_progress(done, len(paths))
-            if count == 0:
-                raise no_picture(image_dir, skipped)
-            write_header(file, count, size)
+        with file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(part, target)
-    except OSError as error:
-        problem = f"cannot write {output!r}: {error.strerror}"
-        raise UserError(f"{problem}; put that right, or name another --output") from error
+            if not fcntl:
+                file.close()  # Windows cannot rename an open file
+            part.replace(target)
     finally:
-        with suppress(OSError):
-            os.remove(part)  # already renamed if all went well
-    return count, skipped
+        part.unlink(missing_ok=True)
+    with suppress(OSError, KeyboardInterrupt):  # a file system may refuse; Ctrl-C comes too late
+        folder = os.open(target.parent, os.O_RDONLY)
+        os.fsync(folder)  # so that a power failure cannot undo the renaming
+        os.close(folder)
+
+
+def resize_folder(
+    image_dir: str, output: str, size: int, crop: bool, recursive: bool = False
+) -> Result:
+    """Write a folder's pictures to a .npy file, float32 (N, size, size, 3). Raises UserError."""
+    count, skipped, suffixes = 0, 0, Counter()
+    console = Console(stderr=True)
+    bar = console.file.isatty()
+    Image.init()  # here, so that the threads do not race to load Pillow's formats
+    try:
+        target = Path(output).resolve()  # if `output` is a link, it stays one
+        if target.exists() and not target.is_file():
+            raise UserError(f"--output {output!r} is not a file; name one, such as {IMAGE_FILE}")
+        files, folder = find_files(image_dir), Path(image_dir)
+        paths = files if recursive else [path for path in files if path.parent == folder]
+        unread = [] if recursive else [p for p in files if p.parent != folder and is_picture(p)]
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), size, size, 3)}
+        batches = (paths[start : start + IN_FLIGHT] for start in range(0, len(paths), IN_FLIGHT))
+        load = partial(try_picture, size=size, crop=crop)
+        with (
+            replace_file(target) as file,
+            warnings.catch_warnings(action="ignore"),  # Pillow's, about large or unusual pictures
+            ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow releases the GIL
+            closing(result for batch in batches for result in pool.map(load, batch)) as loaded,
+            closing(track(loaded, "", len(paths), console=console, disable=not bar)) as results,
+        ):
+            np.lib.format.write_array_header_1_0(file, header)
+            for done, (path, result) in enumerate(zip(paths, results, strict=True), 1):
+                if isinstance(result, str):
+                    skipped += 1
+                    say(f"skipped {str(path.relative_to(folder))!r}: {result}")
+                elif result is None:
+                    suffixes[repr(path.suffix.lower())[1:-1] or "without a suffix"] += 1
+                else:
+                    count += 1
+                    file.write(SCALED[result])
+                if not bar and done * 10 // len(paths) > (done - 1) * 10 // len(paths):
+                    say(f"{done}/{len(paths)} files")
+                console.quiet = bar and not console.file.isatty()  # True if the terminal was closed
+            others = [f"{number} {suffix}" for suffix, number in suffixes.most_common()]
+            if not count:
+                counts = ", ".join([f"{skipped} skipped", *others])
+                problem = f"no readable picture in {image_dir!r} ({counts})"
+                for best, number in Counter(path.parent for path in unread).most_common(1):
+                    command = f"python image_resizer.py {shlex.quote(str(best))}"
+                    raise UserError(f"{problem}, but {number} in {str(best)!r}; run: {command}")
+                raise UserError(f"{problem}; add some, or run: python image_resizer.py FOLDER")
+            file.seek(0)  # NumPy pads the header, so that its length is the same
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (count, size, size, 3)})
+    except OSError as error:
+        what = f"read {image_dir!r}" if error.filename == image_dir else f"write {output!r}"
+        raise UserError(f"cannot {what}: {error.strerror}; fix that, or name another") from error
+    return Result(count, skipped, others, len(unread))
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit status: 0, 1 for an error, 130 if interrupted."""
-    parser = argparse.ArgumentParser(prog="image_resizer.py", description=__doc__)
-    parser.add_argument("image_dir", nargs="?", default=IMAGE_DIR, help="default: %(default)s")
-    parser.add_argument("--output", default=IMAGE_FILE, help="default: %(default)s")
-    sizes = {"type": int, "choices": (32, 64, 128, 256), "default": IMAGE_SIZE}
-    parser.add_argument("--size", **sizes, help="side in pixels, default: %(default)s")
-    parser.add_argument("--crop", action="store_true", help="cut the centre square out first")
-    options = parser.parse_args(argv)
-    output, size = options.output, options.size
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # it raises what matters
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
+    """Run the command line; return the exit code: 0, 1 for an error, 130 if interrupted."""
+    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    option = parser.add_argument
+    option("image_dir", nargs="?", default=IMAGE_DIR, help="folder of pictures")
+    option("--recursive", action="store_true", help="read its sub-folders too")
+    option("--output", default=IMAGE_FILE, help="file to write")
+    option("--size", type=int, choices=(32, 64, 128, 256), default=IMAGE_SIZE, help="in pixels")
+    option("--crop", action="store_true", help="use only the centre square of each picture")
+    args = parser.parse_args(argv)
     try:
-        count, skipped = resize_folder(options.image_dir, output, size, options.crop)
+        pictures, skipped, others, unread = resize_folder(**vars(args))
     except UserError as error:
         say(f"image_resizer.py: error: {error}")
         return 1
     except KeyboardInterrupt:
-        say(f"image_resizer.py: interrupted; {output!r} is as it was before")
+        say(f"image_resizer.py: interrupted; {args.output!r} is as it was before")
         return 130
-    shape = f"float32 ({count}, {size}, {size}, {IMAGE_CHANNELS})"
-    print(f"{output}: {shape}, {os.path.getsize(output) / 1e6:.1f} MB; {skipped} files skipped")
-    data = "" if output == IMAGE_FILE else f" --data {shlex.quote(output)}"
-    print(f"next: python art_gan.py{data}")
+    shape = (pictures, args.size, args.size, IMAGE_CHANNELS)
+    size = pictures * args.size**2 * IMAGE_CHANNELS * SCALED.itemsize / 1e6
+    say(f"{args.output}: float32 {shape}, {size:.1f} MB; {skipped} files skipped", "stdout")
+    if others:
+        say(f"not pictures that Pillow can read: {', '.join(others)}", "stdout")
+    if unread:
+        options = sys.argv[1:] if argv is None else argv
+        again = shlex.join(["python", "image_resizer.py", "--recursive", *options])
+        say(f"{unread} pictures in sub-folders were not read; to read them too: {again}", "stdout")
+    data = "" if args.output == IMAGE_FILE else f" --data {shlex.quote(args.output)}"
+    say(f"next: python art_gan.py{data}", "stdout")
     return 0
 
 
 if __name__ == "__main__":
+    if sys.stderr is None:  # closed: libtiff would print its errors to a file of ours instead
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # Pillow also raises what it logs
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
     sys.exit(main())

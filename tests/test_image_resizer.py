@@ -1,9 +1,12 @@
-"""image_resizer.py against the article's own loop, odd and broken pictures, and rude endings.
+"""Test image_resizer.py: the article's values, unusual and damaged files, several runs, stops.
 
-Pictures of 32 x 32 pixels at --size 32 pass unresized, so their values can be stated exactly.
+Pictures of 32 x 32 pixels at --size 32 are not resized, so their values are known exactly.
 """
 
+import errno
+import logging
 import os
+import shlex
 import signal
 import struct
 import subprocess
@@ -35,6 +38,28 @@ def run(*arguments, cwd, **options):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=60, **options)
 
 
+def start(*arguments, cwd, **options):
+    return subprocess.Popen(
+        [sys.executable, SCRIPT, *map(str, arguments)],
+        cwd=cwd,
+        text=True,
+        # A shell's background job, such as these tests may be, ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options,
+    )
+
+
+def wait_for_part(folder, size=1, known=()):
+    """Return the temporary file that a run has just written `size` bytes to."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for part in set(folder.glob("*.part")) - set(known):
+            if part.stat().st_size >= size:
+                return part
+        time.sleep(0.01)
+    raise TimeoutError
+
+
 def write_png(path, bits, colour_type, rows, width, height, *chunks):
     """Write a PNG that Pillow itself cannot: 16-bit colour, or a false size."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0)
@@ -47,7 +72,7 @@ def write_png(path, bits, colour_type, rows, width, height, *chunks):
 
 
 def resize(folder, output, size=128):
-    return image_resizer.resize_folder(str(folder), str(output), size, crop=False)
+    return image_resizer.resize_folder(str(folder), str(output), size, crop=False)[:2]
 
 
 def saved(picture, path, **options):
@@ -76,6 +101,17 @@ def folder(tmp_path):
         coarse = Image.fromarray(rng.integers(0, 256, (9, 9, 3), dtype=np.uint8))
         coarse.resize((width, height)).save(dataset / name)
     return dataset
+
+
+@pytest.fixture
+def slow_folder(tmp_path):
+    """Return slow/ with 200 pictures that take about a tenth of a second each."""
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    Image.new("RGB", (2500, 2500)).save(slow / "0.jpg")
+    for n in range(1, 200):
+        (slow / f"{n}.jpg").symlink_to("0.jpg")
+    return slow
 
 
 # The array
@@ -307,6 +343,7 @@ def test_broken_pictures_are_named_and_others_ignored(folder, tmp_path):
     (folder / "text.jpg").write_text("<html>404</html>")
     (folder / "gone.jpg").symlink_to("nowhere.jpg")
     (folder / "two\nlines.gif").touch()
+    (folder / "[red].gif").touch()
     write_png(folder / "bomb.png", 8, 2, [], 20000, 20000)
     tags = {256: 1, 257: 1, 277: 10}  # ten samples per pixel, of which Pillow logs an error
     entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
@@ -326,14 +363,17 @@ def test_broken_pictures_are_named_and_others_ignored(folder, tmp_path):
     assert lines.pop("skipped 'cut_without_suffix'").startswith("OSError: ")
     assert lines.pop("skipped 'bomb.png'").startswith("DecompressionBombError: ")
     assert lines == {
-        "skipped 'empty.PNG'": "the file is empty",
-        "skipped 'two\\nlines.gif'": "the file is empty",
-        "skipped 'tags.tif'": "not a picture that Pillow knows",
-        "skipped 'text.jpg'": "not a picture that Pillow knows",
+        "skipped 'empty.PNG'": "empty, or not a picture that Pillow knows",
+        "skipped 'two\\nlines.gif'": "empty, or not a picture that Pillow knows",
+        "skipped '[red].gif'": "empty, or not a picture that Pillow knows",
+        "skipped 'tags.tif'": "empty, or not a picture that Pillow knows",
+        "skipped 'text.jpg'": "empty, or not a picture that Pillow knows",
         "skipped 'gone.jpg'": "No such file or directory",
     }
     assert done.stdout == (
-        "cubism_data.npy: float32 (5, 128, 128, 3), 1.0 MB; 8 files skipped\n"
+        "cubism_data.npy: float32 (5, 128, 128, 3), 1.0 MB; 9 files skipped\n"
+        "not pictures that Pillow can read: 1 .md, 1 .npy, 1 .py, 1 without a suffix, 1 .txt, "
+        "1 .jpg, 1 .h5, 1 .hdf5\n"
         "next: python art_gan.py\n"
     )
     assert np.load(tmp_path / "cubism_data.npy").shape == (5, 128, 128, 3)
@@ -352,7 +392,7 @@ def test_forbidden_picture_is_skipped(folder, tmp_path):
 )
 def test_whatever_a_decoder_raises_ends_as_one_line(folder, tmp_path, monkeypatch, capsys, error):
     def faulty(path, size, crop):
-        if path.endswith("B.jpg"):
+        if path.name == "B.jpg":
             raise error("first\nsecond")
         return load_picture(path, size, crop)
 
@@ -366,6 +406,121 @@ def test_a_big_picture_is_read_without_a_warning(folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 301 * 200 - 1)
     assert resize(folder, tmp_path / "out.npy") == (5, 0)
     assert not recwarn.list
+
+
+# What was not read is said
+
+
+def test_files_that_are_not_pictures_are_counted_by_suffix(folder, tmp_path):
+    for name in ("1.md", "x", "1.heic", "2.HEIC", "y", "3.heic", "b.\x1b[2J\n", "über.dätä"):
+        (folder / name).touch()
+    done = run(cwd=tmp_path)
+    assert done.stdout.splitlines()[1:] == [
+        "not pictures that Pillow can read: 3 .heic, 2 without a suffix, 1 .md, "
+        "1 .\\x1b[2j\\n, 1 .dätä",
+        "next: python art_gan.py",
+    ]
+    result = image_resizer.resize_folder(str(folder), str(tmp_path / "x.npy"), 32, crop=False)
+    assert (result.pictures, result.skipped, result.unread) == (5, 0, 0)
+    assert result.others[:2] == ["3 .heic", "2 without a suffix"]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Return tree/ with pictures on several levels; the grey of each tells which one it is."""
+    tree = tmp_path / "tree"
+    for grey, name in enumerate(
+        (
+            "B/z.png",
+            "a/b/c.png",
+            "a/b.png",
+            "a.png",
+            "b/a.png",
+            ".h/a.png",
+            "a/.h/a.png",
+            "b/.a.png",
+        )
+    ):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (32, 32), grey).save(tree / name)
+    (tree / "a" / "notes.md").touch()
+    (tree / "b" / "[x].png").touch()
+    return tree
+
+
+def greys(path):
+    return ((np.load(path)[:, 0, 0, 0] + 1) * 127.5).round().tolist()
+
+
+def test_pictures_in_sub_folders_are_counted_and_the_hint_reads_them(tree, tmp_path):
+    done = run("tree", "--size", 32, "--output", "my data.npy", cwd=tmp_path)
+    hint = "--recursive tree --size 32 --output 'my data.npy'"
+    assert done.stdout.splitlines() == [
+        "my data.npy: float32 (1, 32, 32, 3), 0.0 MB; 0 files skipped",
+        "5 pictures in sub-folders were not read; to read them too: "
+        f"python image_resizer.py {hint}",
+        "next: python art_gan.py --data 'my data.npy'",
+    ]
+    assert greys(tmp_path / "my data.npy") == [3]
+    done = run(*shlex.split(hint), cwd=tmp_path)
+    assert done.stdout.splitlines() == [
+        "my data.npy: float32 (5, 32, 32, 3), 0.1 MB; 1 files skipped",
+        "not pictures that Pillow can read: 1 .md",
+        "next: python art_gan.py --data 'my data.npy'",
+    ]
+    assert "skipped 'b/[x].png': empty, or not a picture that Pillow knows\n" in done.stderr
+    assert greys(tmp_path / "my data.npy") == [0, 1, 2, 3, 4]
+
+
+def test_the_hint_repeats_the_arguments_of_main(tree, tmp_path, capsys):
+    output = str(tmp_path / "x.npy")
+    before = [signal.getsignal(signal.SIGTERM), logging.getLogger("PIL").level]
+    for arguments, count in ((["--recursive", str(tree)], 5), ([str(tree)], 1)):
+        assert image_resizer.main([*arguments, "--size", "32", "--output", output]) == 0
+        assert len(np.load(output)) == count
+    hint = shlex.join(["--recursive", str(tree), "--size", "32", "--output", output])
+    assert f"read them too: python image_resizer.py {hint}\n" in capsys.readouterr().out
+    assert [signal.getsignal(signal.SIGTERM), logging.getLogger("PIL").level] == before
+
+
+@posix
+def test_links_to_folders_are_not_followed(tree, tmp_path, monkeypatch, capsys):
+    (tree / "a" / "loop").symlink_to("..")
+    (tree / "a" / "self").symlink_to("self")
+    (tmp_path / "elsewhere").mkdir()
+    Image.new("L", (32, 32), 99).save(tmp_path / "elsewhere" / "x.png")
+    (tree / "linked").symlink_to("../elsewhere")
+    (tmp_path / "link").symlink_to("tree")
+    monkeypatch.chdir(tree)
+    for folder in (".", "../link", "../link/", str(tree)):
+        image_resizer.resize_folder(folder, "../x.npy", 32, crop=False, recursive=True)
+        assert "skipped 'a/self': Too many levels of symbolic" in capsys.readouterr().err
+        assert greys(tmp_path / "x.npy") == [0, 1, 2, 3, 4]
+
+
+@not_root
+def test_forbidden_sub_folder_is_named(tree, tmp_path):
+    (tree / "a").chmod(0)
+    done = run("tree", "--recursive", "--size", 32, cwd=tmp_path)
+    (tree / "a").chmod(0o700)
+    assert done.returncode == 0 and "skipped 'tree/a': Permission denied\n" in done.stderr
+    assert greys(tmp_path / "cubism_data.npy") == [0, 3, 4]
+
+
+def test_sub_folder_that_fails_is_named(tree, tmp_path, monkeypatch, capsys):
+    scandir = os.scandir
+
+    def failing(path):
+        if str(path).endswith("a"):
+            raise OSError(errno.EIO, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    output = tmp_path / "x.npy"
+    image_resizer.resize_folder(str(tree), str(output), 32, crop=False, recursive=True)
+    name = repr(str(tree / "a"))
+    assert f"skipped {name}: Input/output error\n" in capsys.readouterr().err
+    assert greys(output) == [0, 3, 4]
 
 
 # The command
@@ -384,67 +539,125 @@ def test_output_size_and_crop_options(folder, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["dataset", "my data.npy"]
 
 
-def test_plain_lines_are_few(tmp_path, capsys):
-    for done in range(1, 1235):
-        image_resizer.show_progress(done, 1234)
+def test_plain_lines_are_few(folder, tmp_path, capsys):
+    for n in range(1229):
+        (folder / f"{n}.md").touch()
+    assert resize(folder, tmp_path / "out.npy") == (5, 0)
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 10 and lines[-1] == "1234/1234 files"
 
 
+def show(terminal):
+    """Return what a terminal of 80 columns receives until the last process has closed it."""
+    shown = b""
+    while True:
+        try:
+            text = os.read(terminal, 10000)
+        except OSError:  # Linux raises EIO at the end
+            text = b""
+        if not text:
+            os.close(terminal)
+            return shown.decode()
+        shown += text
+
+
 @posix
 def test_bar_and_skipped_files_share_a_terminal(folder, tmp_path):
-    (folder / "C.jpg").touch()
+    (folder / "[red]C:smile:.jpg").touch()
     terminal, end = os.openpty()
-    done = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, stderr=end, timeout=60)
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "80"}
+    process = start(cwd=tmp_path, stderr=end, env=environment)
     os.close(end)
-    shown = os.read(terminal, 10000).decode()
+    shown = show(terminal)
+    assert process.wait() == 0
+    rows = [row for row in shown.replace("\x1b[2K", "\r").replace("\n", "\r").split("\r") if row]
+    message = "skipped '[red]C:smile:.jpg': empty, or not a picture that Pillow knows"
+    assert rows.count(message) == 1
+    bars = [row for row in rows if row != message and "%" in row]
+    assert "  0%" in bars[0] and "100%" in bars[-1] and "files" not in shown
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is visible again
+    assert process.stdout.read().startswith("cubism_data.npy: float32 (5, 128, 128, 3)")
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_shows_the_cursor_again(slow_folder, tmp_path, number):
+    terminal, end = os.openpty()
+    process = start("slow", cwd=tmp_path, stderr=end, env=os.environ | {"TERM": "xterm"})
+    os.close(end)
+    wait_for_part(tmp_path)
+    process.send_signal(number)
+    shown = show(terminal)
+    assert process.wait() == 130
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")
+    assert shown.endswith("interrupted; 'cubism_data.npy' is as it was before\r\n")
+    assert "Traceback" not in shown
+
+
+@posix
+@pytest.mark.parametrize("broken", [False, True])
+def test_closing_the_terminal_does_not_lose_the_file(folder, tmp_path, broken):
+    for n in range(6):
+        Image.new("RGB", (2500, 2500)).save(folder / f"f{n}.jpg")
+    if broken:
+        (folder / "z.jpg").touch()  # is named when the terminal is gone
+    terminal, end = os.openpty()
+    process = start(cwd=tmp_path, stderr=end)
+    os.close(end)
+    wait_for_part(tmp_path)
     os.close(terminal)
-    assert done.returncode == 0
-    assert "\r[#####                         ] 1/6 files" in shown
-    assert "\rskipped 'C.jpg': the file is empty        " in shown
-    assert shown.rstrip(" \r\n").endswith(f"\r[{'#' * 30}] 6/6 files")
-    lines = [line.split("\r")[-1] for line in shown.replace("\r\n", "\n").split("\n")]
-    assert len(lines) == 3 and lines[2] == ""  # the skipped file's, the bar's
+    assert process.wait(timeout=30) == 0
+    assert np.load(tmp_path / "cubism_data.npy").shape == (11, 128, 128, 3)
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["none"], "cannot read the folder 'none': No such file or directory; name another: "),
-        (["dataset/a.jpg"], "cannot read the folder 'dataset/a.jpg': Not a directory; "),
-        (["empty"], "no readable picture in 'empty' (0 skipped); put some there, or run: "),
-        (["hollow"], "no readable picture in 'hollow' (0 skipped); put some there, or run: "),
-        (["bad"], "no readable picture in 'bad' (1 skipped); put some there, or run: "),
+        (["none"], "cannot read 'none': No such file or directory; fix that, or name another\n"),
+        (["dataset/a.jpg"], "cannot read 'dataset/a.jpg': Not a directory; fix that, or name "),
+        (["empty"], "no readable picture in 'empty' (0 skipped); add some, or run: python image_"),
+        (["hollow"], "no readable picture in 'hollow' (0 skipped); add some, or run: "),
+        (["bad"], "no readable picture in 'bad' (1 skipped); add some, or run: "),
+        (["bad", "--recursive"], "no readable picture in 'bad' (1 skipped); add some, or run: "),
+        (["apple"], "no readable picture in 'apple' (0 skipped, 2 .heic, 1 .md); add some, or "),
         (
             ["."],
-            "no readable picture in '.' (0 skipped), but 5 in './dataset'; "
-            "run: python image_resizer.py ./dataset\n",
+            "no readable picture in '.' (0 skipped), but 5 in 'dataset'; "
+            "run: python image_resizer.py dataset\n",
         ),
         (
             ["deep"],
             "no readable picture in 'deep' (0 skipped), but 2 in 'deep/one/the best'; "
             "run: python image_resizer.py 'deep/one/the best'\n",
         ),
-        (["dataset", "--output", "no/x.npy"], "cannot write 'no/x.npy': No such file or directory"),
+        (
+            ["dataset", "--output", "no/x.npy"],
+            "cannot write 'no/x.npy': No such file or directory; fix that, or name another\n",
+        ),
         (["dataset", "--output", "empty"], "--output 'empty' is not a file; name one, such as "),
         (["dataset", "--output", ""], "--output '' is not a file; name one, such as "),
         (["dataset", "--output", os.devnull], f"--output {os.devnull!r} is not a file; name one"),
     ],
 )
 @posix
-def test_refusals_are_one_line(folder, tmp_path, arguments, line):
-    for path in ("empty", "hollow/inside", "bad", "deep/a", "deep/one/the best"):
+def test_refusals_are_one_line(folder, tmp_path, monkeypatch, capsys, arguments, line):
+    for path in ("empty", "hollow/inside", "bad", "apple", "deep/a", "deep/one/the best"):
         (tmp_path / path).mkdir(parents=True)
+    for path in ("apple/README.md", "apple/b.heic", "apple/c.HEIC"):
+        (tmp_path / path).touch()
     for path in ("bad/x.jpg", "deep/a/x.jpg", "deep/one/the best/x.JPG", "deep/one/the best/y.png"):
         (tmp_path / path).touch()
     (tmp_path / "deep/a/.hidden.jpg").touch()
     (tmp_path / "deep/a/weights.h5").touch()
     before = sorted(tmp_path.rglob("*"))
-    done = run(*arguments, cwd=tmp_path)
-    lines = [line for line in done.stderr.splitlines(True) if not line.startswith(("skip", "1/1"))]
+    monkeypatch.chdir(tmp_path)
+    assert image_resizer.main(arguments) == 1
+    out, err = capsys.readouterr()
+    progress = ("skip", "1/1", "1/3", "2/3", "3/3")
+    lines = [line for line in err.splitlines(True) if not line.startswith(progress)]
     assert len(lines) == 1
     assert lines[0].startswith(f"image_resizer.py: error: {line}")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert out == ""
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -479,28 +692,11 @@ def test_the_articles_command_hints_at_the_sample(folder, tmp_path):
 
 @posix
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_leaves_the_older_file(tmp_path, number):
-    dataset = tmp_path / "dataset"
-    dataset.mkdir()
-    Image.new("RGB", (2500, 2500)).save(dataset / "0.jpg")
-    for n in range(1, 400):
-        (dataset / f"{n}.jpg").symlink_to("0.jpg")
+def test_interruption_leaves_the_older_file(slow_folder, tmp_path, number):
     older = tmp_path / "cubism_data.npy"
     older.write_bytes(b"older")
-    process = subprocess.Popen(
-        [sys.executable, SCRIPT],
-        cwd=tmp_path,
-        stdout=-1,
-        stderr=-1,
-        text=True,
-        # A shell's background job, such as these tests may be, ignores Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    part = tmp_path / "cubism_data.npy.part"
-    deadline = time.monotonic() + 30
-    while not (part.exists() and part.stat().st_size > 500_000):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    process = start("slow", cwd=tmp_path)
+    wait_for_part(tmp_path, 500_000)
     process.send_signal(number)
     started = time.monotonic()
     out, err = process.communicate(timeout=30)
@@ -508,7 +704,8 @@ def test_interruption_leaves_the_older_file(tmp_path, number):
     assert process.returncode == 130 and out == ""
     last = "image_resizer.py: interrupted; 'cubism_data.npy' is as it was before"
     assert err.splitlines()[-1] == last and "Traceback" not in err
-    assert older.read_bytes() == b"older" and not part.exists()
+    assert older.read_bytes() == b"older"
+    assert sorted(os.listdir(tmp_path)) == ["cubism_data.npy", "slow"]
 
 
 def test_interruption_does_not_wait_for_the_queue(folder, tmp_path, monkeypatch):
@@ -521,11 +718,11 @@ def test_interruption_does_not_wait_for_the_queue(folder, tmp_path, monkeypatch)
         time.sleep(0.005)
         return load_picture(path, size, crop)
 
-    def interrupt(done, total):
+    def interrupt(line):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(image_resizer, "load_picture", slow)
-    monkeypatch.setattr(image_resizer, "show_progress", interrupt)
+    monkeypatch.setattr(image_resizer, "say", interrupt)
     with pytest.raises(KeyboardInterrupt):
         resize(folder, tmp_path / "out.npy")
     assert len(loaded) < 50 + 2 * (os.cpu_count() or 1)
@@ -546,7 +743,7 @@ def test_full_disk_leaves_the_older_file(folder, tmp_path):
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == (
         "image_resizer.py: error: cannot write 'cubism_data.npy': File too large; "
-        "put that right, or name another --output"
+        "fix that, or name another"
     )
     assert older.read_bytes() == b"older"
     assert sorted(os.listdir(tmp_path)) == ["cubism_data.npy", "dataset"]
@@ -564,7 +761,7 @@ def test_failure_without_a_picture_leaves_the_older_file(tmp_path):
 def test_new_file_has_ordinary_permissions_and_replaces_leftovers(folder, tmp_path, mask, mode):
     (tmp_path / "disk").mkdir()
     (tmp_path / "cubism_data.npy").symlink_to("disk/real.npy")
-    leftover = tmp_path / "disk" / "real.npy.part"
+    leftover = tmp_path / "disk" / "real.npy.0123cdef.part"
     leftover.write_bytes(bytes(5_000_000))
     assert run(cwd=tmp_path, umask=mask).returncode == 0
     assert (tmp_path / "cubism_data.npy").is_symlink() and not leftover.exists()
@@ -579,3 +776,182 @@ def test_importing_does_no_work(tmp_path):
     done = subprocess.run([sys.executable, "-B", "-c", code], cwd=tmp_path, capture_output=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
     assert os.listdir(tmp_path) == []
+
+
+# Several runs write one file
+
+
+@pytest.fixture
+def stopped(folder, slow_folder, tmp_path):
+    """Return a run on dataset/ that is suspended while it writes, and its temporary file."""
+    for n in range(12):
+        (folder / f"f{n}.jpg").symlink_to(slow_folder / "0.jpg")
+    process = start("dataset", "--size", 32, cwd=tmp_path)
+    part = wait_for_part(tmp_path)
+    process.send_signal(signal.SIGSTOP)
+    yield process, part
+    process.kill()
+
+
+def resume(process):
+    process.send_signal(signal.SIGCONT)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 0, err
+
+
+@posix
+def test_a_killed_run_does_not_touch_the_file_of_another(stopped, folder, tmp_path):
+    first, part = stopped
+    second = start("slow", "--size", 64, cwd=tmp_path)
+    leftover = wait_for_part(tmp_path, known=[part])
+    second.kill()
+    second.communicate()
+    assert part.exists() and leftover.exists()
+    resume(first)
+    assert np.load(tmp_path / "cubism_data.npy").shape == (17, 32, 32, 3)
+    assert leftover.exists() and not part.exists()
+    assert resize(folder, tmp_path / "cubism_data.npy", 32) == (17, 0)
+    assert sorted(os.listdir(tmp_path)) == ["cubism_data.npy", "dataset", "slow"]
+
+
+@posix
+def test_two_runs_on_one_file_both_finish(stopped, folder, tmp_path):
+    first, part = stopped
+    assert resize(folder, tmp_path / "cubism_data.npy", 64) == (17, 0)
+    assert part.exists()
+    assert np.load(tmp_path / "cubism_data.npy").shape == (17, 64, 64, 3)
+    resume(first)
+    assert np.load(tmp_path / "cubism_data.npy").shape == (17, 32, 32, 3)
+    assert sorted(os.listdir(tmp_path)) == ["cubism_data.npy", "dataset", "slow"]
+
+
+@posix
+def test_only_the_leftovers_of_the_same_file_are_removed(folder, tmp_path):
+    for name in ("[a]*.npy.01234567.part", "[a]*.npy.ffffffff.part"):
+        (tmp_path / name).touch()
+    (tmp_path / "[a]*.npy.ffffffff.part").chmod(0)
+    kept = [
+        "[a]*.npy.00000000.part",  # a folder
+        "[a]*.npy.download.part",
+        "[a]*.npy.part",
+        "[a]*.npy.x.01234567.part",
+        "a.npy.01234567.part",
+    ]
+    (tmp_path / kept[0]).mkdir()
+    for name in kept[1:]:
+        (tmp_path / name).touch()
+    assert run("--output", "[a]*.npy", cwd=tmp_path).returncode == 0
+    left = set(os.listdir(tmp_path)) - {"[a]*.npy.ffffffff.part"}  # root can open it, others cannot
+    assert left == {"[a]*.npy", "dataset", *kept}
+
+
+@posix
+def test_file_that_is_removed_before_it_is_locked(folder, tmp_path, monkeypatch):
+    import fcntl
+
+    flock, removed = fcntl.flock, []
+
+    def late(file, kind):
+        if not removed:
+            removed.extend(tmp_path.glob("*.part"))
+            removed[0].unlink()
+        flock(file, kind)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    assert resize(folder, tmp_path / "out.npy") == (5, 0)
+    assert removed and sorted(os.listdir(tmp_path)) == ["dataset", "out.npy"]
+
+
+@posix
+@pytest.mark.parametrize("system", ["Windows", "no locks"])
+def test_without_locks(folder, tmp_path, monkeypatch, system):
+    import fcntl
+
+    def refuse(file, kind):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if system == "Windows":
+        monkeypatch.setattr(image_resizer, "fcntl", None)
+    else:
+        monkeypatch.setattr(fcntl, "flock", refuse)
+    other = tmp_path / "out.npy.01234567.part"  # may be a running one's
+    other.touch()
+    assert resize(folder, tmp_path / "out.npy") == (5, 0)
+    assert sorted(os.listdir(tmp_path)) == ["dataset", "out.npy", other.name]
+
+
+@posix
+@pytest.mark.parametrize("error", [None, OSError(errno.EINVAL, "Invalid"), KeyboardInterrupt()])
+def test_file_and_folder_are_on_the_disk_before_it_is_reported(
+    folder, tmp_path, monkeypatch, error
+):
+    output, steps, fsync = tmp_path / "out.npy", [], os.fsync
+
+    def record(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        steps.append((path.suffix or path.name, path.stat().st_size, output.exists()))
+        fsync(descriptor)
+        if error and path == tmp_path:
+            raise error
+
+    monkeypatch.setattr(os, "fsync", record)
+    try:
+        assert resize(folder, output, 32) == (5, 0)
+    except KeyboardInterrupt:
+        pytest.fail("the file is saved, so it is too late for an interruption")
+    (name, size, existed), (folder_name, _, exists) = steps
+    assert (name, size, existed) == (".part", output.stat().st_size, False)
+    assert (folder_name, exists) == (tmp_path.name, True)
+
+
+# Standard streams that fail
+
+
+def run_shell(command, cwd):
+    """Return the exit code; Python's output is buffered, so that it is also flushed at the end."""
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    return subprocess.run(["sh", "-c", command], cwd=cwd, env=environment, timeout=60).returncode
+
+
+@posix
+@pytest.mark.parametrize(
+    "shell",
+    [
+        "{} > /dev/full",
+        "{} 2> /dev/full",
+        "{} > /dev/full 2>&1",
+        "{} 2>&-",
+        "{} >&-",
+        "{} <&- >&- 2>&-",
+        "({}; echo $? > code) | true; exit $(cat code)",
+        "({} 2>&1; echo $? > code) | true; exit $(cat code)",
+    ],
+)
+def test_streams_that_fail_do_not_lose_the_file(folder, tmp_path, capfd, shell):
+    (folder / "C.jpg").touch()
+    Image.new("RGB", (64, 64), "red").save(folder / "z.tif", compression="tiff_adobe_deflate")
+    damaged = bytearray((folder / "z.tif").read_bytes())
+    damaged[20] ^= 255  # libtiff itself prints a line about it to descriptor 2
+    (folder / "z.tif").write_bytes(damaged)
+    Image.fromarray(COLOUR).save(folder / "zz.png")
+
+    assert resize(folder, tmp_path / "expected.npy", 32) == (6, 2)
+    assert "ZIPDecode" in capfd.readouterr().err
+    command = shlex.join([sys.executable, SCRIPT, "--size", "32"])
+    assert run_shell(shell.format(command), tmp_path) == 0
+    written = (tmp_path / "cubism_data.npy").read_bytes()
+    assert written == (tmp_path / "expected.npy").read_bytes()
+
+
+@posix
+@pytest.mark.parametrize("stream", ["2> /dev/full", "2>&-"])
+def test_an_error_that_cannot_be_shown_ends_with_1(tmp_path, stream):
+    command = shlex.join([sys.executable, SCRIPT, "none"])
+    assert run_shell(f"{command} {stream}", tmp_path) == 1
+
+
+@posix
+def test_names_that_the_output_cannot_show_do_not_lose_the_file(folder, tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii"}
+    assert run("--output", "ü.npy", cwd=tmp_path, env=environment).returncode == 0
+    assert (tmp_path / "ü.npy").exists()
