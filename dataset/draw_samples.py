@@ -3,16 +3,21 @@
 They stand in for real paintings, so that a fresh clone can train without a download. Every
 picture has its own random generator, seeded by [seed, number]: the same seed draws it again.
 
-    python dataset/draw_samples.py
+    python dataset/draw_samples.py                                            the committed 64
+    python dataset/draw_samples.py --count 2000 --output dataset/drawn        a full-size set
 """
 
 import argparse
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.progress import track
 
 SUPERSAMPLE = 2  # paint larger and shrink at the end: smooth edges, finer brushwork
 JPEG_QUALITY = 78
@@ -304,7 +309,10 @@ def stretch_canvas(rng: np.random.Generator, width: int, height: int) -> Canvas:
 
 
 def compose(number: int, seed: int) -> tuple[str, Image.Image]:
-    """Paint picture `number`: ground, large planes, subject, fractures, facets, lines, glaze."""
+    """Paint picture `number`: ground, large planes, subject, fractures, facets, lines, glaze.
+
+    Returns its subject ("still-life", "portrait" or "village") and the picture.
+    """
     rng = np.random.default_rng([seed, number])
     subject = [still_life, portrait, still_life, village, still_life, portrait][number % 6]
     size = np.array(SIZES[rng.integers(len(SIZES))])
@@ -339,21 +347,36 @@ def compose(number: int, seed: int) -> tuple[str, Image.Image]:
     pixels = (canvas.pixels - 0.4) * 1.15 + 0.43  # the layers of thin paint have dulled it
     pixels = np.clip(pixels * glaze[..., None] + grain[..., None], 0, 1) * 255
     image = Image.fromarray(pixels.astype(np.uint8))
-    name = f"{number:02d}-{subject.__name__.replace('_', '-')}.jpg"
-    return name, image.resize(tuple(map(int, size)), Image.Resampling.LANCZOS)
+    image = image.resize(tuple(map(int, size)), Image.Resampling.LANCZOS)
+    return subject.__name__.replace("_", "-"), image
+
+
+def draw(number: int, seed: int, digits: int, output: Path) -> None:
+    """Save picture `number` as NUMBER-SUBJECT.jpg, or leave no file if that fails."""
+    subject, picture = compose(number, seed)
+    path = output / f"{number:0{digits}}-{subject}.jpg"
+    temporary = path.with_suffix(".part")
+    try:
+        picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def main() -> None:
-    """Draw all the pictures."""
+    """Draw all the pictures, on all cores."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=64, help="how many pictures")
     parser.add_argument("--seed", type=int, default=1907, help="another seed, other pictures")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "sample")
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
-    for number in range(1, args.count + 1):
-        name, picture = compose(number, args.seed)
-        picture.save(args.output / name, quality=JPEG_QUALITY)
+    digits = 2 if args.count < 100 else max(4, len(str(args.count)))  # names sort by number
+    work = partial(draw, seed=args.seed, digits=digits, output=args.output)
+    with ProcessPoolExecutor() as pool:
+        drawn = pool.map(work, range(1, args.count + 1))
+        for _ in track(drawn, "Drawing", total=args.count, console=Console(stderr=True)):
+            pass
     print(f"{args.count} pictures in {args.output}")
 
 
