@@ -1,22 +1,27 @@
 """Train a GAN that paints: cubism_data.npy (made by image_resizer.py) -> pictures in output/.
 
-    python art_gan.py                    train; the same command goes on where it stopped
-    python art_gan.py --generate 100     new pictures from the trained generator
+    python art_gan.py                    train; the same command resumes where it stopped
+    python art_gan.py --generate 100     paint new pictures with the trained generator
 
-The networks and the loop are those of the 2020 article, which ran on Keras 2.3 and TensorFlow 1.14:
-a generator turns noise into pictures, a discriminator tells them from paintings, and each learns
-from the other. What is new is how fast it runs (`fuse`), and that a run cannot be lost.
+This is the program of the 2020 article "Generating Modern Arts using Generative Adversarial
+Network (GAN) on Spell": a generator turns noise into pictures, a discriminator tells them from
+paintings, and each learns from the other. The networks and the training loop come first, in the
+article's order. Below the divider is what makes them fast, safe to interrupt and easy to use.
 """
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import glob
+import importlib.util
 import io
 import itertools
 import json
 import os
 import platform
+import random
+import re
 import shlex
 import shutil
 import signal
@@ -26,59 +31,67 @@ import time
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any, TextIO
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while TensorFlow loads: no traceback
+    while os.open(os.devnull, os.O_RDWR) < 3:
+        pass  # a standard stream is closed: no file may get its number, and TensorFlow's log
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while TensorFlow loads: no traceback
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# One operation at a time, each on all cores: as fast, and less memory
-os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
+if not glob.glob("/dev/nvidia[0-9]*"):
+    # On a CPU, one operation at a time on all cores is as fast and needs less memory.
+    os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 from PIL import Image
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, track
+from rich.table import Column
 
 try:
     import fcntl
-except ImportError:  # Windows has no such lock
+except ImportError:  # Windows has no such locks
     fcntl = None
 
 # The article's settings
-EPOCHS = 10000  # iterations; the article calls one iteration an epoch
-BATCH_SIZE = 32
-SAVE_FREQ = 100  # iterations between two previews, which are also checkpoints
-NOISE_SIZE = 100
-GENERATE_RES = 3  # upsampling steps after the first two; a run takes it from the picture size
-IMAGE_CHANNELS = 3
 PREVIEW_ROWS = 4
 PREVIEW_COLS = 7
-PREVIEW_MARGIN = 4  # white pixels around each picture of a grid
+PREVIEW_COUNT = PREVIEW_ROWS * PREVIEW_COLS
+PREVIEW_MARGIN = 4  # white pixels around each picture of a preview
+SAVE_FREQ = 100  # iterations between two previews
+NOISE_SIZE = 100  # how many random numbers the generator makes a picture from
+EPOCHS = 10000  # iterations; the article calls one iteration an epoch
+BATCH_SIZE = 32
+GENERATE_RES = {32: 1, 64: 2, 128: 3, 256: 4}  # by picture size; the article has 128 and 3
+IMAGE_CHANNELS = 3
 
-# Ours
+# Settings that the article does not have
 DATA = "cubism_data.npy"
 OUTPUT = "output"
-RESOLUTIONS = {32: 1, 64: 2, 128: 3, 256: 4}  # picture size: GENERATE_RES
-CHECKPOINTS = 2  # how many are kept: the newest, and one to fall back on
-EPSILON = 1e-7  # Keras 2.3 keeps probabilities so far from 0 and 1 in its loss
-JIT_COMPILE = False  # XLA: on a CPU three times as slow, on a GPU not measured
-TIMELAPSE = "training.webp"  # not GIF: all colours instead of 256, in fewer bytes
-TIMELAPSE_FRAMES = 200  # at most: of more previews, every second, third ...
-TIMELAPSE_MS = 100  # how long each preview shows
-LOOP_STEPS, LOOP_MS = 30, 40  # pictures from point to point of an interpolation, and how long each
-METRICS = "discriminator_loss,discriminator_accuracy,generator_loss,generator_accuracy"
-PREVIEW_STREAM, ART_STREAM = 2**32 - 1, 2**32 - 2  # of random numbers; iterations use 0, 1, 2 ...
+CHECKPOINT_SECONDS = 60  # a machine that dies costs no more work than this
+CHECKPOINTS = 2  # how many are kept: the newest, and one in case it is damaged
+UPLOAD_SECONDS = 300  # younger checkpoints are kept too: a slow bucket may still be receiving them
+EPSILON = 1e-7  # Keras 2.3 clips probabilities to EPSILON..1 - EPSILON in its loss
+JIT_COMPILE = False  # XLA: three times as slow on a CPU, not measured on a GPU
+WON_ACCURACY, WON_ITERATIONS = 0.99, 500  # a discriminator this good for this long has won
+TIMELAPSE = "training.webp"  # not a GIF: all colours instead of 256, in a smaller file
+TIMELAPSE_FRAMES, TIMELAPSE_MS = 200, 100  # at most so many previews; how long each one shows
+LOOP_STEPS, LOOP_MS = (
+    30,
+    40,
+)  # frames between two pictures of --interpolate; how long each one shows
+PREVIEW_STREAM, ART_STREAM = 2**32 - 1, 2**32 - 2  # random streams; iterations use 0, 1, 2 ...
+METRICS = ("discriminator_loss", "discriminator_accuracy", "generator_loss", "generator_accuracy")
 
 
-class ArtError(Exception):
-    """Something that the user can mend; its text is the one line that they see."""
-
-
-# ---- The article's networks -----------------------------------------------------------------
+# ---- The networks ---------------------------------------------------------------------------
 
 
 def build_discriminator(image_shape: tuple[int, int, int]) -> keras.Sequential:
@@ -102,16 +115,16 @@ def build_discriminator(image_shape: tuple[int, int, int]) -> keras.Sequential:
         model.add(layers.Dropout(0.25))
 
     model.add(layers.Flatten())
+    # float32 also in half-precision training: a probability close to 1 needs the digits.
     model.add(layers.Dense(1, activation="sigmoid", dtype="float32"))
     return model
 
 
-def build_generator(
-    noise_size: int, channels: int, generate_res: int = GENERATE_RES
-) -> keras.Sequential:
+def build_generator(noise_size: int, channels: int, generate_res: int = 3) -> keras.Sequential:
     """The article's generator: noise (N, noise_size) -> pictures (N, S, S, channels) in -1..1.
 
-    S is 16 * 2**generate_res.
+    S is 16 * 2**generate_res. The article reads GENERATE_RES here; a run takes it from the size of
+    its pictures.
     """
     model = keras.Sequential([keras.Input((noise_size,))], name="generator")
 
@@ -129,17 +142,666 @@ def build_generator(
     return model
 
 
-def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.Model:
-    """Noise -> generator -> discriminator -> P(painting), the model of the generator's step.
+def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
+    """Write up to 28 pictures, uint8 (S, S, 3), as the article's grid of 4 rows and 7 columns.
 
-    The article freezes the discriminator here with `trainable = False`. Today that line freezes
-    it for its own steps too, so nothing is frozen: `train_step` says which weights may move.
+    The article's `save_images(cnt, noise)` also runs the generator. Here `build_painter` does, so
+    that previews and --generate share both.
+    """
+    pictures = list(pictures)
+    image_size = len(pictures[0])
+    step = image_size + PREVIEW_MARGIN
+    shape = (PREVIEW_MARGIN + PREVIEW_ROWS * step, PREVIEW_MARGIN + PREVIEW_COLS * step, 3)
+    image_array = np.full(shape, 255, dtype=np.uint8)
+    for image_count, picture in enumerate(pictures):
+        row, col = divmod(image_count, PREVIEW_COLS)
+        r, c = PREVIEW_MARGIN + row * step, PREVIEW_MARGIN + col * step
+        image_array[r : r + image_size, c : c + image_size] = picture
+    save_picture(path, image_array)
+
+
+def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.Model:
+    """The article's combined model: noise -> generator -> discriminator -> P(painting), (N, 1).
+
+    The article sets `discriminator.trainable = False` here. Since Keras 3 that line also stops the
+    discriminator's own training, without a warning, so nothing is frozen. The generator's step
+    takes the gradients of the generator's weights alone, which has the effect that was meant.
     """
     noise = keras.Input(generator.input_shape[1:])
     return keras.Model(noise, discriminator(generator(noise)), name="combined")
 
 
-# ---- The same networks, computed cheaper ----------------------------------------------------
+# ---- One iteration --------------------------------------------------------------------------
+
+
+def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
+    """The mean cross-entropy between probabilities (N, 1) and one label, 0 or 1, as in Keras 2.3.
+
+    Keras 3 would compute it from the logits before the sigmoid, without the clipping.
+    """
+    p = tf.clip_by_value(probability, EPSILON, 1 - EPSILON)
+    return -tf.reduce_mean(tf.math.log(p if label else 1 - p))
+
+
+def loss_and_gradients(
+    model: keras.Model,
+    x: tf.Tensor,
+    label: float,
+    network: keras.Model,
+    scale_loss: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """Run `model` on x in training mode and differentiate its loss against `label`.
+
+    `network` is the part of `model` that is being trained. Returns the loss, which includes that
+    network's regularizers, the output (N, 1), and the gradient of `scale_loss(loss)` by each of
+    the network's trainable variables.
+    """
+    variables = [variable.value for variable in network.trainable_variables]
+    with tf.GradientTape(watch_accessed_variables=False) as tape:
+        tape.watch(variables)
+        output = model(x, training=True)
+        loss = tf.add_n([binary_crossentropy(label, output), *network.losses])
+        scaled_loss = scale_loss(loss)
+    return loss, output, tape.gradient(scaled_loss, variables)
+
+
+def build_iteration(
+    generator: keras.Sequential, discriminator: keras.Sequential, jit_compile: bool = JIT_COMPILE
+) -> tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], keras.Optimizer]:
+    """One iteration of the article's loop as one compiled function, and the optimizer it uses.
+
+    The function takes pictures (N, S, S, 3) in -1..1 and noise (N, NOISE_SIZE), both float32. It
+    updates the weights of both networks and returns float32 (4,), in the order of METRICS: losses,
+    and accuracies in 0..1. The discriminator's are the means of its two steps.
+    """
+    fast_generator, fast_discriminator = fuse(generator), fuse(discriminator)
+    combined = build_combined(fast_generator, fast_discriminator)
+    # The article gives one Adam to both models, so its step counter, which decides how long the
+    # first thousands of steps are, rises three times per iteration.
+    optimizer = FusedAdam(1.5e-4, beta_1=0.5)
+    if generator.compute_dtype == "float16":
+        # Small gradients would be rounded to 0, so the loss is scaled up. A step with a gradient
+        # that is too large for float16 changes nothing but the scale: Adam does not count it.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    optimizer.build(discriminator.trainable_variables + generator.trainable_variables)
+
+    def train_step(
+        model: keras.Model, x: tf.Tensor, label: float, network: keras.Model
+    ) -> tf.Tensor:
+        loss, output, gradients = loss_and_gradients(model, x, label, network, optimizer.scale_loss)
+        optimizer.apply(gradients, network.trainable_variables)
+        correct = tf.equal(output > 0.5, label > 0.5)
+        return tf.stack([loss, tf.reduce_mean(tf.cast(correct, tf.float32))])
+
+    @tf.function(jit_compile=jit_compile, autograph=False)
+    def iteration(x_real: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
+        x_fake = fast_generator(noise, training=False)
+        real = train_step(fast_discriminator, x_real, 1.0, discriminator)
+        fake = train_step(fast_discriminator, x_fake, 0.0, discriminator)
+        with tf.control_dependencies([real, fake]):  # starting this step early would cost memory
+            noise = tf.identity(noise)
+        fooled = train_step(combined, noise, 1.0, generator)
+        return tf.concat([0.5 * (real + fake), fooled], axis=0)
+
+    return iteration, optimizer
+
+
+# ---- Training -------------------------------------------------------------------------------
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train, or resume training, as the options say; returns the exit code.
+
+    Raises UserError and OSError for what the user can fix.
+    """
+    data, output = load_data(args.data), Path(args.output)
+    image_size = data.shape[1]
+    settings = describe_run(args, data)
+    with lock_folder(output):
+        prepare_output(output, args.fresh)
+        values, metrics = load_checkpoint(output, settings)
+        first = len(metrics)
+        if first >= args.epochs:
+            return finish(output, first, args)
+
+        print(f"Training on {select_device(args.precision)}, in {args.precision}")
+        print(f"{args.data}: {len(data)} pictures of {image_size} x {image_size}")
+        random.seed(args.seed)  # Keras takes the seeds of initial weights and dropout from here
+        keras.config.set_dtype_policy(args.precision)
+        discriminator = build_discriminator((image_size, image_size, IMAGE_CHANNELS))
+        discriminator.summary()
+        generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, GENERATE_RES[image_size])
+        generator.summary()
+        iteration, optimizer = build_iteration(generator, discriminator)
+        # The discriminator's variables include the random state of its dropout layers.
+        variables = discriminator.variables + generator.variables + optimizer.variables
+        if values:
+            restore_variables(variables, values)
+            print(f"Resuming from iteration {first} of {args.epochs}")
+        run = Run(output, settings, generator, variables, metrics)
+        if args.tensorboard:
+            run.start_log()
+        fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_STREAM)
+
+        with ProgressLine(first, args.epochs) as progress, stop_signals() as received:
+            stream = batches(data, args.data, args.seed, range(first, args.epochs), args.batch_size)
+            for epoch, (x_real, noise) in enumerate(stream, first):
+                metrics = iteration(x_real, noise)
+                run.pending.append(metrics)
+                preview = epoch % args.save_freq == 0
+                if preview:
+                    run.save_preview(epoch // args.save_freq + 1, fixed_noise)
+                progress.show(epoch, metrics, preview)
+
+                age = time.monotonic() - run.saved_at
+                if received or epoch + 1 == args.epochs or age >= args.checkpoint_seconds:
+                    run.save()
+                if received:
+                    progress.stop()
+                    again = "the same command" + " without --fresh" * args.fresh
+                    print(f"Stopped after {epoch + 1} of {args.epochs} iterations; {again} resumes")
+                    return 128 + received[0]
+        return finish(output, args.epochs, args)
+
+
+# =============================================================================================
+# The article ends here. The rest makes it fast, safe to interrupt and easy to use.
+# =============================================================================================
+
+
+class UserError(Exception):
+    """An error that the user can fix, shown as one line without a traceback."""
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text, or its kind if it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+# ---- Data -----------------------------------------------------------------------------------
+
+
+def check_values(pictures: np.ndarray, name: str) -> None:
+    """Raise UserError, naming the file `name`, unless all values are numbers in -1..1."""
+    low, high = pictures.min(), pictures.max()  # NaN if there is one
+    if not -1 <= low <= high <= 1:
+        raise bad_data(name, f"holds values from {low:g} to {high:g}, not numbers in -1..1")
+
+
+def bad_data(name: str, problem: str) -> UserError:
+    """The error for a data file that image_resizer.py did not write."""
+    return UserError(f"{name}: {problem}; make it again with image_resizer.py")
+
+
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """Up to `count` indices from 0 to length - 1 at even distances, both ends included."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
+
+
+def sample_pictures(data: np.ndarray, count: int) -> np.ndarray:
+    """Up to `count` pictures from all parts of the data, float32 (N, S, S, 3)."""
+    return data[evenly_spaced(len(data), count)].astype(np.float32, order="C")
+
+
+def load_data(path: str) -> np.ndarray:
+    """Memory-map pictures: floating point (N, S, S, 3) in -1..1, S a key of GENERATE_RES.
+
+    Reads files of image_resizer.py (float32) and of the article's own script (float64). Checks the
+    values of 256 pictures. Raises UserError if something is wrong.
+    """
+    try:
+        data = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; make it first: python image_resizer.py") from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{path}: cannot be read ({reason}); name another with --data") from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise bad_data(path, f"not a whole .npy file ({first_line(error)})") from None
+    shape, dtype = getattr(data, "shape", (0,)), getattr(data, "dtype", "an archive")
+    fits = shape[1:] in [(size, size, IMAGE_CHANNELS) for size in GENERATE_RES] and shape[0] > 0
+    if not (fits and np.issubdtype(dtype, np.floating)):
+        sizes = ", ".join(map(str, GENERATE_RES))
+        wanted = f"(pictures, size, size, {IMAGE_CHANNELS}) with size {sizes}"
+        raise bad_data(
+            path, f"holds {dtype} of shape {shape}, not floating point of shape {wanted}"
+        )
+    sample = sample_pictures(data, 256)
+    check_values(sample, path)
+    if sample.min() >= 0 and sample.max() > 0.5:
+        raise bad_data(path, "no value is below 0, as if scaled to 0..1 and not to -1..1")
+    return data
+
+
+def random_noise(count: int, *seed: int, size: int = NOISE_SIZE) -> np.ndarray:
+    """Noise (count, size) from N(0, 1), float32; the same for the same `seed`."""
+    return np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
+
+
+def draw_batch(
+    data: np.ndarray, seed: int, epoch: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE).
+
+    Depends on (seed, epoch) only, so that a resumed run draws what it would have drawn.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
+    return x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)
+
+
+def batches(
+    data: np.ndarray, name: str, seed: int, epochs: range, batch_size: int
+) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+    """The batches of `epochs`, prefetched. Raises UserError, naming `name`, for bad values."""
+    with ThreadPoolExecutor(1) as pool:
+        submit = partial(pool.submit, draw_batch, data, seed, batch_size=batch_size)
+        drawn = submit(epoch=epochs.start)
+        for epoch in epochs:
+            x_real, noise = drawn.result()
+            if epoch + 1 in epochs:
+                drawn = submit(epoch=epoch + 1)  # while this one trains
+            check_values(x_real, name)
+            yield tf.constant(x_real), tf.constant(noise)
+
+
+# ---- Files ----------------------------------------------------------------------------------
+
+# What a run writes, and --fresh removes; and what --generate and --interpolate write
+RUN_FILES = re.compile(
+    r"checkpoint/\d{8,}\.npz|trained-[1-9]\d*\.(png|keras)|generator\.keras|metrics\.csv|"
+    r"training\.webp|logs/events\.out\.tfevents\..+\.art_gan"
+)
+ART_FILES = re.compile(r"art/[\w-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w-]+\.webp")
+
+
+@contextlib.contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to, then rename that file to `path`.
+
+    So `path` is never half-written, and what was saved outlasts a power cut.
+    """
+    temporary = path.with_name(f".part-{path.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if fcntl:  # not on Windows, which cannot open folders
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # some network file systems cannot do this
+            os.fsync(descriptor)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Make and lock a folder. Raises UserError if another process has it locked."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if fcntl:
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                problem = "another run writes there; stop it, or use another --output"
+                raise UserError(f"{folder}: {problem}") from None
+            except OSError:  # locks are not supported here: continue without
+                pass
+        yield
+
+
+def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
+    """Remove the files in `output` with such relative names, or only unfinished ones of them."""
+    # Checkpoints first: a kill in between must not leave one without the previews before it.
+    for path in sorted(output.glob("*/*")) + sorted(output.iterdir()):
+        finished = path.with_name(path.name.removeprefix(".part-"))
+        fits = names.fullmatch(finished.relative_to(output).as_posix())
+        if fits and not (leftovers_only and path == finished):
+            path.unlink()
+
+
+def prepare_output(output: Path, fresh: bool) -> None:
+    """Remove what a killed run left unfinished and, if `fresh`, the whole run; test writing."""
+    (output / "checkpoint").mkdir(exist_ok=True)
+    remove_files(output, RUN_FILES, leftovers_only=not fresh)
+    for folder in (output, output / "checkpoint"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"test")
+
+
+def describe_run(args: argparse.Namespace, data: np.ndarray) -> dict:
+    """The settings that have to stay the same when a run is resumed."""
+    checksum = zlib.crc32(sample_pictures(data, 64))
+    settings = {
+        "the data": f"{len(data)} pictures, checksum {checksum:08x}",
+        "the picture size": data.shape[1],
+        "the noise size": NOISE_SIZE,
+    }
+    options = ("batch_size", "save_freq", "seed", "precision")
+    return settings | {f"--{name.replace('_', '-')}": getattr(args, name) for name in options}
+
+
+def checkpoint_paths(output: Path) -> list[Path]:
+    """The saved training states, the newest first."""
+    paths = (output / "checkpoint").glob("*.npz")
+    paths = [path for path in paths if RUN_FILES.fullmatch(f"checkpoint/{path.name}")]
+    return sorted(paths, key=lambda path: int(path.stem), reverse=True)
+
+
+def save_checkpoint(
+    output: Path, variables: list[keras.Variable], metrics: np.ndarray, settings: dict
+) -> None:
+    """Save the complete training state as one .npz; remove those that are no longer needed.
+
+    `metrics` is float32 (iterations so far, 4).
+    """
+    values = [variable.numpy() for variable in variables]
+    file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
+    np.savez(file, *values, metrics=metrics, settings=json.dumps(settings))
+    with replace_file(output / "checkpoint" / f"{len(metrics):08}.npz") as temporary:
+        temporary.write_bytes(file.getbuffer())
+    for old in checkpoint_paths(output)[CHECKPOINTS:]:
+        if time.time() - old.stat().st_mtime > UPLOAD_SECONDS:
+            old.unlink()
+
+
+def load_checkpoint(output: Path, settings: dict) -> tuple[list[np.ndarray], np.ndarray]:
+    """The values and metrics of the newest undamaged training state, empty if there is none yet.
+
+    Names damaged ones on standard error. Raises UserError if all are damaged or if the run there
+    used other settings, and OSError if one cannot be read.
+    """
+    paths = checkpoint_paths(output)
+    for path in paths:
+        content = path.read_bytes()  # apart, as an unreadable disk is no damaged checkpoint
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:  # has checksums
+                values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
+                metrics, saved = file["metrics"], json.loads(str(file["settings"]))
+        except Exception as error:  # a wrong byte makes zipfile, numpy or json raise anything
+            print(f"{path}: damaged ({first_line(error)}); trying the one before", file=sys.stderr)
+            continue
+        changes = [
+            f"{k} was {saved.get(k)}, is {v}" for k, v in settings.items() if saved.get(k) != v
+        ]
+        if changes:
+            raise UserError(
+                f"{output}: the run there used different settings ({'; '.join(changes)}); use the "
+                "same ones, start over with --fresh, or use another --output"
+            )
+        return values, metrics
+    if paths:
+        raise UserError(f"{output}: every checkpoint is damaged; start over with --fresh")
+    return [], np.empty((0, len(METRICS)), np.float32)
+
+
+def restore_variables(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
+    """Give variables their saved values. Raises UserError if those are of other networks."""
+    if [variable.shape for variable in variables] != [value.shape for value in values]:
+        raise UserError(
+            "the run in --output has other networks than art_gan.py builds now; start over with "
+            "--fresh, or use another --output"
+        )
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def check_finite(metrics: np.ndarray, variables: list[keras.Variable]) -> None:
+    """Raise UserError, naming the iteration, if a loss or a variable is not finite."""
+    wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(metrics).all(axis=1))]
+    for variable in variables:
+        if not np.isfinite(variable.numpy()).all():
+            wrong.append(f"{variable.path} at iteration {len(metrics) - 1}")
+    if wrong:
+        raise UserError(
+            f"{wrong[0]} is not finite; the last checkpoint was kept, but would end the same way: "
+            "start over with --fresh and another --seed"
+        )
+
+
+@dataclasses.dataclass
+class Run:
+    """What training writes to its output folder: previews, generators, metrics, checkpoints."""
+
+    output: Path
+    settings: dict
+    generator: keras.Sequential
+    variables: list[keras.Variable]  # all that a checkpoint holds
+    metrics: np.ndarray  # float32 (iterations so far, 4), as METRICS
+    pending: list[tf.Tensor] = dataclasses.field(
+        default_factory=list
+    )  # later ones, not fetched yet
+    saved_at: float = dataclasses.field(default_factory=time.monotonic)
+    log: tf.summary.SummaryWriter | None = None
+    logged: int = 0  # iterations that the TensorBoard log has
+
+    def __post_init__(self) -> None:
+        """Build the float32 copy of the generator, which paints the previews and is saved."""
+        keras.config.set_dtype_policy("float32")
+        size = self.settings["the picture size"]
+        self.float32_generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, GENERATE_RES[size])
+        self.paint = build_painter(self.float32_generator)
+
+    def collect_metrics(self) -> None:
+        """Fetch the pending metrics from the device; say so if the discriminator has just won."""
+        if not self.pending:
+            return
+        first = max(len(self.metrics), WON_ITERATIONS - 1)
+        self.metrics = np.concatenate([self.metrics, tf.stack(self.pending).numpy()])
+        self.pending.clear()
+        wins = np.cumsum(np.append(0, self.metrics[:, 1] >= WON_ACCURACY))
+        in_a_row = wins[WON_ITERATIONS:] - wins[:-WON_ITERATIONS] == WON_ITERATIONS
+        if in_a_row.any() and in_a_row.argmax() + WON_ITERATIONS - 1 >= first:
+            print(
+                f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
+                f"{WON_ITERATIONS} iterations in a row: the generator learns little more. What "
+                "people try: more pictures, or another --seed"
+            )
+
+    def save_preview(self, cnt: int, noise: np.ndarray) -> None:
+        """Save preview `cnt` and, under the same name, the float32 generator that painted it."""
+        self.collect_metrics()
+        check_finite(self.metrics, self.generator.variables)
+        self.save_generator(self.output / f"trained-{cnt}.keras")
+        save_images(self.output / f"trained-{cnt}.png", self.paint(noise))
+        self.write_log()
+
+    def save_generator(self, path: Path) -> None:
+        """Save the generator in float32; its name says how many iterations trained it."""
+        self.float32_generator.set_weights(self.generator.get_weights())
+        self.float32_generator.name = f"generator-{len(self.metrics)}"
+        with replace_file(path) as temporary:
+            self.float32_generator.save(temporary)
+
+    def save(self) -> None:
+        """Save everything that resuming needs, and the newest generator and metrics for people."""
+        self.collect_metrics()
+        check_finite(self.metrics, self.variables)
+        (self.output / TIMELAPSE).unlink(missing_ok=True)  # a shorter run's; made anew at the end
+        self.save_generator(self.output / "generator.keras")
+        table = np.column_stack([np.arange(len(self.metrics)), self.metrics])
+        header = ",".join(("epoch", *METRICS))
+        with replace_file(self.output / "metrics.csv") as temporary:
+            np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
+        # Last, so that the files above are never older than the newest checkpoint.
+        save_checkpoint(self.output, self.variables, self.metrics, self.settings)
+        self.write_log()
+        self.saved_at = time.monotonic()
+
+    def start_log(self) -> None:
+        """Start output/logs for TensorBoard anew, with all that is known of earlier iterations.
+
+        So the curves have no gaps, and iterations that a kill made the run do again show once.
+        """
+        if not importlib.util.find_spec("tensorboard"):
+            raise UserError("--tensorboard needs one more package: pip install tensorboard")
+        for path in self.output.glob("logs/*.art_gan"):
+            path.unlink()
+        folder = str(self.output / "logs")
+        self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
+        self.write_log()
+
+    def write_log(self) -> None:
+        """Write metrics and previews that the TensorBoard log does not have yet."""
+        if not self.log:
+            return
+        with self.log.as_default():
+            for step in range(self.logged, len(self.metrics)):
+                for name, value in zip(METRICS, self.metrics[step], strict=True):
+                    tf.summary.scalar(name, value, step)
+                number, rest = divmod(step, self.settings["--save-freq"])
+                preview = self.output / f"trained-{number + 1}.png"
+                if rest == 0 and preview.exists():
+                    with Image.open(preview) as image:
+                        tf.summary.image("preview", np.asarray(image)[np.newaxis], step)
+        self.log.flush()
+        self.logged = len(self.metrics)
+
+
+def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
+    """Make the time-lapse of a finished run, unless it is there, and say what comes next."""
+    if not (output / TIMELAPSE).exists():
+        save_timelapse(output, iterations, args.save_freq)
+    where = "" if args.output == OUTPUT else f" --output {shlex.quote(args.output)}"
+    print(
+        f"Finished {iterations} iterations. To paint new pictures: python art_gan.py --generate "
+        f"{PREVIEW_COUNT}{where}; to train on: the same command with --epochs {2 * iterations}"
+    )
+    return 0
+
+
+# ---- Pictures -------------------------------------------------------------------------------
+
+Painter = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
+
+
+def build_painter(generator: keras.Sequential) -> Painter:
+    """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (S, S, 3), one at a time.
+
+    The batch size is fixed: every picture depends on its own noise only, and memory is constant.
+    """
+    fast_generator = tf.function(fuse(generator), jit_compile=JIT_COMPILE, autograph=False)
+
+    def paint(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        vectors = iter(noise)
+        while batch := list(itertools.islice(vectors, PREVIEW_COUNT)):
+            padded = np.pad(batch, [(0, PREVIEW_COUNT - len(batch)), (0, 0)])
+            generated_images = 0.5 * fast_generator(padded, training=False).numpy() + 0.5
+            yield from (generated_images * 255).astype(np.uint8)[: len(batch)]
+
+    return paint
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Write a picture, uint8 (height, width, 3)."""
+    with replace_file(path) as temporary:
+        Image.fromarray(picture).save(temporary)
+
+
+def save_animation(path: Path, frames: Iterator[Image.Image], count: int, duration: int) -> None:
+    """Write `count` frames as an endless animation; `duration` is that of one, in milliseconds.
+
+    Pillow wants all frames at once. It gets one picture that turns into the next frame when Pillow
+    asks for that, so that a single frame is in memory.
+    """
+    screen = next(frames).convert("RGB")
+    screen.n_frames = count
+    screen.seek = lambda frame: screen.paste(next(frames)) if frame else None
+    with replace_file(path) as temporary:
+        screen.save(temporary, save_all=True, duration=duration, loop=0)
+
+
+def save_timelapse(output: Path, iterations: int, save_freq: int) -> None:
+    """Animate the previews of a run of so many iterations, those that are still there."""
+    numbers = range(1, (iterations - 1) // save_freq + 2)
+    paths = [path for n in numbers if (path := output / f"trained-{n}.png").exists()]
+    paths = [paths[i] for i in evenly_spaced(len(paths), TIMELAPSE_FRAMES)]
+    if paths:
+        save_animation(output / TIMELAPSE, map(Image.open, paths), len(paths), TIMELAPSE_MS)
+
+
+def load_generator(path: Path) -> keras.Sequential:
+    """Load a generator that a run saved. Raises UserError or OSError if it cannot be read."""
+    content = io.BytesIO(path.read_bytes())
+    try:
+        return keras.models.load_model(path, compile=False)
+    except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
+        problem = f"{first_line(error)}; read with Keras {keras.__version__}"
+        with contextlib.suppress(Exception):  # the file does not say which Keras wrote it
+            metadata = json.loads(zipfile.ZipFile(content).read("metadata.json"))
+            problem += f", written by Keras {metadata['keras_version']}"
+        advice = "install the Keras that wrote it, or train on, which writes it again"
+        raise UserError(f"{path}: cannot be read ({problem}); {advice}") from None
+
+
+def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
+    """The generator that the options name, and a name for it that goes into file names."""
+    output = Path(args.output)
+    path = output / (f"trained-{args.preview}.keras" if args.preview else "generator.keras")
+    if not path.exists():
+        found = [int(p.stem[8:]) for p in output.glob("trained-*.keras") if p.stem[8:].isdigit()]
+        if args.preview and found:
+            numbers = ", ".join(map(str, sorted(found)))
+            raise UserError(f"{path}: no such generator; --from can be {numbers}")
+        raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
+    select_device("float32")
+    generator = load_generator(path)
+    return path.stem if args.preview else generator.name, generator
+
+
+def paint_pictures(
+    generator: keras.Sequential, noise: Iterable[np.ndarray], count: int
+) -> Iterator[np.ndarray]:
+    """Paint `count` pictures, with a progress bar if standard output is a terminal."""
+    pictures = build_painter(generator)(noise)
+    return track(pictures, "Painting", count, disable=not sys.stdout.isatty())
+
+
+def generate(args: argparse.Namespace) -> int:
+    """Paint new pictures into output/art/, and a grid of the first ones; returns the exit code."""
+    name, generator = open_generator(args)
+    art, count = Path(args.output) / "art", args.generate
+    noise = random_noise(count, args.seed, ART_STREAM, size=generator.input_shape[1])
+    with lock_folder(art):
+        remove_files(art.parent, ART_FILES, leftovers_only=True)
+        first = []
+        for number, picture in enumerate(paint_pictures(generator, noise, count), 1):
+            save_picture(art / f"{name}-seed{args.seed}-{number:04}.png", picture)
+            if number <= PREVIEW_COUNT:
+                first.append(picture)
+        save_images(art / f"{name}-seed{args.seed}-grid.png", first)
+    print(f"{count} pictures and a grid in {art}; for others, another --seed than {args.seed}")
+    return 0
+
+
+def interpolate(args: argparse.Namespace) -> int:
+    """Animate a smooth loop through random points of the noise; returns the exit code."""
+    name, generator = open_generator(args)
+    path, count = Path(args.output) / f"interpolation-{name}-seed{args.seed}.webp", args.interpolate
+    points = random_noise(count, args.seed, ART_STREAM, size=generator.input_shape[1])
+    frames = paint_pictures(generator, interpolation_noise(points), count * LOOP_STEPS)
+    save_animation(path, map(Image.fromarray, frames), count * LOOP_STEPS, LOOP_MS)
+    print(f"{path}: a loop of {count * LOOP_STEPS} pictures")
+    return 0
+
+
+def interpolation_noise(points: np.ndarray) -> Iterator[np.ndarray]:
+    """LOOP_STEPS noise vectors from each point to the next, and from the last back to the first.
+
+    Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
+    """
+    for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
+        angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        t = np.arange(LOOP_STEPS)[:, np.newaxis] / LOOP_STEPS
+        steps = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+        yield from steps.astype(np.float32)
+
+
+# ---- The same networks, computed faster -----------------------------------------------------
 
 
 @tf.custom_gradient
@@ -148,13 +810,14 @@ def upsampled_conv2d(
 ) -> tuple[tf.Tensor, Callable]:
     """A 3x3 "same" convolution of x upsampled 2x (nearest), without the upsampled tensor.
 
-    A pixel of x fills a 2x2 block. Along each axis the kernel's middle tap leaves the block in its
-    place ("even"); the outer taps move it by one, into the gaps between two such places ("odd").
-    So multiply first, at x's size, and add up the products block by block: 1 + 2 + 2 + 4 = 9
-    multiplications per pixel of x and pair of channels instead of 36. (16, as a transposed
-    convolution with a 4x4 kernel: Aitken et al. 2017, arXiv:1707.02937.) Backward likewise: a tap
-    meets the gradient's sums over its blocks; as matrix products, since on CPUs TensorFlow is slow
-    at a convolution's gradient by its kernel.
+    Upsampling turns each pixel of x into a 2x2 block of equal pixels. Along one axis, the middle
+    tap of the kernel contributes to the two pixels of a block equally ("even"); an outer tap
+    contributes equally to the last pixel of one block and the first of the next ("odd"). So we
+    convolve at the size of x first and add the products up block by block: 1 + 2 + 2 + 4 = 9
+    multiplications per pixel of x and pair of channels instead of 36. (A transposed convolution
+    with a 4x4 kernel needs 16: Aitken et al. 2017, arXiv:1707.02937.) In the backward pass each
+    tap needs the sums of the gradient over the same 2x2 blocks, shifted by one pixel if odd. It
+    uses matrix products, since TensorFlow's gradient by a convolution's kernel is slow on CPUs.
 
     Shapes: x (N, H, W, C), kernel (3, 3, C, F), bias (F,) -> (N, 2H, 2W, F), of one float type.
     """
@@ -164,45 +827,47 @@ def upsampled_conv2d(
 
     def products(rows: slice, cols: slice) -> tf.Tensor:
         taps = kernel[rows, cols]
-        r, c = taps.shape[0] - 1, taps.shape[1] - 1  # one more place than pixels if odd
+        r, c = taps.shape[0] - 1, taps.shape[1] - 1  # odd: one more position than pixels
         return tf.nn.conv2d(x, taps, 1, [[0, 0], [r, r], [c, c], [0, 0]])
 
     rows = []
     for parity in (even, odd):
-        with tf.control_dependencies(rows):  # one after the other: memory
+        with tf.control_dependencies(rows):  # sequential, to limit peak memory
             a, b = products(parity, even), products(parity, odd)
         if parity is even:
-            a = tf.nn.bias_add(a, bias)  # here, every pixel of y meets it once
+            a = tf.nn.bias_add(a, bias)  # `a` reaches every output pixel exactly once
         rows.append(tf.stack([a + b[:, :, :-1], a + b[:, :, 1:]], axis=3))
     a, b = rows
     y = tf.stack([a + b[:, :-1], a + b[:, 1:]], axis=2)
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         pixels = tf.reshape(x, (-1, channels))
+        scaled_kernel = 4 * kernel  # average pooling below gives a quarter of the sums
         dx, dkernel = tf.zeros_like(pixels), {}
-        places = ([(1, slice(None))], [(0, slice(1, None)), (2, slice(None, -1))])  # even, odd
+        # Which taps are even and odd, and which of the pooled positions belong to x's pixels
+        taps = ([(1, slice(None))], [(0, slice(1, None)), (2, slice(None, -1))])
         for r, c in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            with tf.control_dependencies([dx, *dkernel.values()]):  # one at a time: memory
-                edges = tf.pad(dy, [[0, 0], [r, r], [c, c], [0, 0]])
-            means = tf.nn.avg_pool2d(edges, 2, 2, "VALID")  # a quarter of the sums
+            with tf.control_dependencies([dx, *dkernel.values()]):  # sequential again
+                shifted = tf.pad(dy, [[0, 0], [r, r], [c, c], [0, 0]])
+            means = tf.nn.avg_pool2d(shifted, 2, 2, "VALID")
             if r == c == 0:
                 dbias = 4 * tf.raw_ops.BiasAddGrad(out_backprop=means)
-            for (i, rows), (j, cols) in itertools.product(places[r], places[c]):
+            for (i, rows), (j, cols) in itertools.product(taps[r], taps[c]):
                 with tf.control_dependencies([dx, *dkernel.values()]):
                     blocks = tf.reshape(means[:, rows, cols], (-1, filters))
-                dx += tf.matmul(blocks, 4 * kernel[i, j], transpose_b=True)
-                dkernel[i, j] = 4 * tf.matmul(pixels, blocks, transpose_a=True)
-        dkernel = tf.stack([dkernel[i, j] for i in range(3) for j in range(3)])
+                dx += tf.matmul(blocks, scaled_kernel[i, j], transpose_b=True)
+                dkernel[i, j] = tf.matmul(pixels, blocks, transpose_a=True)
+        dkernel = 4 * tf.stack([dkernel[i, j] for i in range(3) for j in range(3)])
         return tf.reshape(dx, tf.shape(x)), tf.reshape(dkernel, kernel.shape), dbias
 
     return tf.reshape(y, (-1, 2 * height, 2 * width, filters)), gradient
 
 
 class UpsampledConv2D(layers.Layer):
-    """UpSampling2D and the stock Conv2D behind it, whose variables it shares."""
+    """UpSampling2D followed by a stock Conv2D, whose variables it shares."""
 
     def __init__(self, conv: layers.Conv2D) -> None:
-        """Take over `conv`, a built 3x3 "same" convolution."""
+        """Take `conv`, a built 3x3 "same" convolution."""
         super().__init__(dtype=conv.dtype_policy)
         self.conv = conv
 
@@ -219,7 +884,7 @@ class FusedBatchNormalization(layers.Layer):
     """
 
     def __init__(self, norm: layers.BatchNormalization) -> None:
-        """Take over `norm`, a built BatchNormalization of the last axis."""
+        """Take `norm`, a built BatchNormalization of the last axis."""
         super().__init__(dtype=norm.dtype_policy)
         self.norm = norm
 
@@ -238,15 +903,26 @@ class FusedBatchNormalization(layers.Layer):
 
 def is_upsampled_conv(layer: layers.Layer, following: layers.Layer) -> bool:
     """Whether two layers are exactly what UpsampledConv2D computes."""
+    conv = {"kernel_size": (3, 3), "padding": "same", "strides": (1, 1), "dilation_rate": (1, 1)}
+    conv |= {"groups": 1, "use_bias": True, "activation": keras.activations.linear}
     return (
         type(layer) is layers.UpSampling2D
         and type(following) is layers.Conv2D
         and (layer.size, layer.interpolation) == ((2, 2), "nearest")
-        and (following.kernel_size, following.padding) == ((3, 3), "same")
-        and following.strides == following.dilation_rate == (1, 1)
-        and following.groups == 1
-        and following.use_bias
-        and following.activation is keras.activations.linear
+        and all(getattr(following, name) == value for name, value in conv.items())
+        and following.activity_regularizer is None
+    )
+
+
+def is_fused_norm(layer: layers.Layer, x: tf.Tensor) -> bool:
+    """Whether FusedBatchNormalization computes exactly what a layer does to x."""
+    return (
+        type(layer) is layers.BatchNormalization
+        and layer.axis in (-1, 3)
+        and len(x.shape) == 4
+        and layer.center
+        and layer.scale
+        and layer.trainable  # Keras uses a frozen one's moving statistics
     )
 
 
@@ -257,600 +933,260 @@ def fuse(model: keras.Sequential) -> keras.Model:
     computed faster are used as they are.
     """
     x = inputs = keras.Input(model.input_shape[1:])
-    todo = list(model.layers)
-    while todo:
-        layer = todo.pop(0)
-        if todo and is_upsampled_conv(layer, todo[0]):
-            layer = UpsampledConv2D(todo.pop(0))
-        elif (
-            type(layer) is layers.BatchNormalization
-            and layer.axis in (-1, 3)
-            and (len(x.shape), layer.center, layer.scale) == (4, True, True)
-        ):
+    remaining = list(model.layers)
+    while remaining:
+        layer = remaining.pop(0)
+        if remaining and is_upsampled_conv(layer, remaining[0]):
+            layer = UpsampledConv2D(remaining.pop(0))
+        elif is_fused_norm(layer, x):
             layer = FusedBatchNormalization(layer)
         x = layer(x)
     return keras.Model(inputs, x, name=f"fused_{model.name}")
 
 
-# ---- One iteration --------------------------------------------------------------------------
+class FusedAdam(keras.optimizers.Adam):
+    """Keras' Adam, with one TensorFlow operation per variable instead of about twenty."""
 
+    def apply(self, grads: list[tf.Tensor], trainable_variables: list | None = None) -> None:
+        """Take one step; as keras.optimizers.Adam.apply."""
+        step = tf.cast(self.iterations.value + 1, tf.float32)
+        self.beta_powers = tf.pow(self.beta_1, step), tf.pow(self.beta_2, step)
+        super().apply(grads, trainable_variables)
 
-def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
-    """The mean cross-entropy of probabilities (N, 1) to one label, 0 or 1; clipped as in Keras 2.3.
-
-    Keras 3 sees through the sigmoid to its logits instead, which differs once it saturates.
-    """
-    p = tf.clip_by_value(probability, EPSILON, 1 - EPSILON)
-    logits = tf.math.log(p / (1 - p))
-    losses = tf.nn.sigmoid_cross_entropy_with_logits(labels=label * tf.ones_like(p), logits=logits)
-    return tf.reduce_mean(losses)
-
-
-def gradients(
-    model: keras.Model, x: tf.Tensor, label: float, variables: list[keras.Variable]
-) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Pass x through `model` in training mode: its loss against `label`, output and gradients.
-
-    The output is (N, 1), the gradients are those of the loss by each of `variables`.
-    """
-    sources = [variable.value for variable in variables]
-    with tf.GradientTape(watch_accessed_variables=False) as tape:
-        tape.watch(sources)
-        output = model(x, training=True)
-        loss = binary_crossentropy(label, output)
-    return loss, output, tape.gradient(loss, sources)
-
-
-def build_iteration(
-    generator: keras.Sequential, discriminator: keras.Sequential
-) -> tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], keras.Optimizer]:
-    """One iteration of the article as one compiled function, and the optimizer that it uses.
-
-    The function takes pictures (N, S, S, 3) in -1..1 and noise (N, NOISE_SIZE), both float32. It
-    moves the weights of both networks and returns float32 (4,): the discriminator's loss and
-    accuracy (means of its two steps), the generator's loss and accuracy; accuracies are 0..1.
-    """
-    fused_generator, fused_discriminator = fuse(generator), fuse(discriminator)
-    combined = build_combined(fused_generator, fused_discriminator)
-    # One Adam for both networks, as in the article: its step counter, and with it the length of
-    # early steps, rises three times per iteration.
-    optimizer = keras.optimizers.Adam(1.5e-4, beta_1=0.5)
-    optimizer.build(discriminator.trainable_variables + generator.trainable_variables)
-
-    def train_step(
-        model: keras.Model, x: tf.Tensor, label: float, variables: list[keras.Variable]
-    ) -> tf.Tensor:
-        loss, output, grads = gradients(model, x, label, variables)
-        optimizer.apply(grads, variables)
-        correct = tf.equal(output > 0.5, label > 0.5)
-        return tf.stack([loss, tf.reduce_mean(tf.cast(correct, tf.float32))])
-
-    @tf.function(jit_compile=JIT_COMPILE)
-    def iteration(x_real: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
-        x_fake = fused_generator(noise, training=False)
-        real = train_step(fused_discriminator, x_real, 1.0, discriminator.trainable_variables)
-        fake = train_step(fused_discriminator, x_fake, 0.0, discriminator.trainable_variables)
-        with tf.control_dependencies([real, fake]):  # or it begins early and memory grows
-            noise = tf.identity(noise)
-        fooled = train_step(combined, noise, 1.0, generator.trainable_variables)
-        return tf.concat([0.5 * (real + fake), fooled], axis=0)
-
-    return iteration, optimizer
-
-
-# ---- Data -----------------------------------------------------------------------------------
-
-
-def check_values(pictures: np.ndarray, name: str) -> None:
-    """Raise ArtError, naming the file `name`, unless all values are numbers in -1..1."""
-    low, high = pictures.min(), pictures.max()  # NaN if there is one
-    if not -1 <= low <= high <= 1:
-        raise ArtError(
-            f"{name}: holds values from {low:g} to {high:g}, not numbers in -1..1; "
-            "make it again with image_resizer.py"
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: float) -> None:
+        """Update one variable and its moments."""
+        index = self._get_variable_index(variable)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_powers[0],
+            beta2_power=self.beta_powers[1],
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=gradient,
         )
 
 
-def spread(data: np.ndarray, count: int) -> np.ndarray:
-    """`count` pictures (all, if there are fewer) at even distances, float32 (N, S, S, 3)."""
-    index = np.unique(np.linspace(0, len(data) - 1, count).astype(int))
-    return data[index].astype(np.float32, order="C")
+# ---- Device, signals, screen ----------------------------------------------------------------
 
 
-def load_data(path: str) -> np.ndarray:
-    """Memory-map pictures: floating point (N, S, S, 3) in -1..1, S one of 32, 64, 128, 256.
+def select_device(precision: str) -> str:
+    """Choose the device to train or paint on, before TensorFlow first uses it; returns its name.
 
-    Files of image_resizer.py (float32) and of the article's own script (float64) both fit. 256
-    pictures spread over the file are looked at. Raises ArtError with what is wrong.
+    Warns if an NVIDIA GPU is not used, or if the CPU is slow in this precision.
     """
-    try:
-        data = np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise ArtError(f"{path}: no such file; make it first: python image_resizer.py") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0]
-        raise ArtError(
-            f"{path}: not a whole .npy file ({reason}); make it again with image_resizer.py"
-        ) from None
-    shape, dtype = getattr(data, "shape", (0,)), getattr(data, "dtype", "an archive")
-    fits = shape[1:] in [(size, size, IMAGE_CHANNELS) for size in RESOLUTIONS] and shape[0] > 0
-    if not (fits and np.issubdtype(dtype, np.floating)):
-        sizes = ", ".join(map(str, RESOLUTIONS))
-        raise ArtError(
-            f"{path}: holds {dtype} of shape {shape}, not floating point of shape (pictures, size, "
-            f"size, {IMAGE_CHANNELS}) with size {sizes}; make it with image_resizer.py"
-        )
-    sample = spread(data, 256)
-    check_values(sample, path)
-    if sample.min() >= 0 and sample.max() > 0.5:
-        raise ArtError(
-            f"{path}: no value is below 0, as if scaled to 0..1 and not to -1..1; "
-            "make it with image_resizer.py"
-        )
-    return data
-
-
-def random_noise(count: int, *seed: int, size: int = NOISE_SIZE) -> np.ndarray:
-    """Noise (count, size) from N(0, 1), float32; a function of `seed` alone."""
-    return np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
-
-
-def draw_batch(
-    data: np.ndarray, seed: int, epoch: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE).
-
-    A pure function of (seed, epoch): a run that starts again draws what the first one drew.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
-    return x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)
-
-
-def batches(
-    data: np.ndarray, name: str, seed: int, epochs: range, batch_size: int
-) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
-    """The batches of `epochs`, read ahead of the iterations that want them.
-
-    Raises ArtError, naming the file `name`, for one with values that are not numbers in -1..1.
-    """
-
-    def read(epoch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        draw = partial(draw_batch, data, seed, batch_size=batch_size)
-        x_real, noise = tf.numpy_function(draw, [epoch], (tf.float32, tf.float32))
-        x_real.set_shape((batch_size, *data.shape[1:]))
-        noise.set_shape((batch_size, NOISE_SIZE))
-        return x_real, noise
-
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 1  # not to queue up behind the iteration
-    dataset = tf.data.Dataset.range(epochs.start, epochs.stop).map(read).prefetch(2)
-    for x_real, noise in dataset.with_options(options):
-        check_values(x_real.numpy(), name)
-        yield x_real, noise
-
-
-# ---- Files that are never half-written ------------------------------------------------------
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Give a name beside `path` to write to; what stands there at the end takes path's place."""
-    temporary = path.with_name(f".part-{path.name}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def save_checkpoint(
-    folder: Path, variables: list[keras.Variable], metrics: np.ndarray, settings: dict
-) -> None:
-    """Write all that a run is in one file that numpy reads; keep the newest two such files.
-
-    `metrics` is float32 (iterations done, 4), as in metrics.csv.
-    """
-    values = [variable.numpy() for variable in variables]
-    file = io.BytesIO()  # on a full disk, a zip file that is still open complains by itself
-    np.savez(file, *values, metrics=metrics, settings=json.dumps(settings))
-    with replacing(folder / f"{len(metrics):08}.npz") as temporary:
-        temporary.write_bytes(file.getbuffer())
-    for old in sorted(folder.glob("[0-9]*.npz"))[:-CHECKPOINTS]:
-        old.unlink()
-
-
-def load_checkpoint(folder: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None:
-    """The values, metrics and settings of the newest checkpoint that is whole; None without any.
-
-    Names the damaged ones on standard error. Raises ArtError if there are no others.
-    """
-    paths = sorted(folder.glob("[0-9]*.npz"), reverse=True)
-    for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as file:  # a zip: every array has a checksum
-                values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
-                return values, file["metrics"], json.loads(str(file["settings"]))
-        except Exception as error:  # whatever a wrong byte does to zipfile, numpy or json
-            print(f"{path}: damaged ({error}); trying the one before it", file=sys.stderr)
-    if paths:
-        raise ArtError(f"{folder}: no whole checkpoint; start over with --fresh")
-    return None
-
-
-def save_metrics(path: Path, metrics: np.ndarray) -> None:
-    """Write `metrics`, float32 (iterations, 4), as a table of one row per iteration."""
-    table = np.column_stack([np.arange(len(metrics)), metrics])
-    form = "%d,%.9g,%.9g,%.9g,%.9g"
-    with replacing(path) as temporary:
-        np.savetxt(temporary, table, form, header=f"epoch,{METRICS}", comments="")
-
-
-# ---- Pictures -------------------------------------------------------------------------------
-
-
-def build_painter(generator: keras.Sequential) -> Callable[[np.ndarray], Iterator[np.ndarray]]:
-    """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (S, S, 3), one after the other.
-
-    All batches have one size, so that a picture depends on its own noise alone, and memory on
-    nothing.
-    """
-    count = PREVIEW_ROWS * PREVIEW_COLS
-    fused_generator = tf.function(fuse(generator), jit_compile=JIT_COMPILE)
-
-    def paint(noise: np.ndarray) -> Iterator[np.ndarray]:
-        for start in range(0, len(noise), count):
-            batch = noise[start : start + count]
-            batch = np.pad(batch, [(0, count - len(batch)), (0, 0)])
-            generated_images = 0.5 * fused_generator(batch, training=False).numpy() + 0.5
-            yield from (generated_images * 255).astype(np.uint8)[: len(noise) - start]
-
-    return paint
-
-
-def save_picture(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 (height, width, 3)."""
-    with replacing(path) as temporary:
-        Image.fromarray(picture).save(temporary)
-
-
-def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
-    """Write up to 28 pictures, uint8 (S, S, 3), as the article's grid of 4 rows and 7 columns."""
-    pictures = list(pictures)
-    step = len(pictures[0]) + PREVIEW_MARGIN
-    shape = (PREVIEW_MARGIN + PREVIEW_ROWS * step, PREVIEW_MARGIN + PREVIEW_COLS * step, 3)
-    image_array = np.full(shape, 255, dtype=np.uint8)
-    for number, picture in enumerate(pictures):
-        row, col = divmod(number, PREVIEW_COLS)
-        r, c = PREVIEW_MARGIN + row * step, PREVIEW_MARGIN + col * step
-        image_array[r : r + len(picture), c : c + len(picture)] = picture
-    save_picture(path, image_array)
-
-
-def save_animation(path: Path, frames: Iterator[Image.Image], milliseconds: int) -> None:
-    """Write frames as an endless animation."""
-    with replacing(path) as temporary:
-        next(frames).save(
-            temporary, save_all=True, append_images=frames, duration=milliseconds, loop=0
-        )
-
-
-def save_timelapse(output: Path, iterations: int, save_freq: int) -> None:
-    """Animate the previews of a run of so many iterations, those that are still there."""
-    numbers = range(1, (iterations - 1) // save_freq + 2)
-    paths = [output / f"trained-{cnt}.png" for cnt in numbers]
-    paths = [path for path in paths if path.exists()]
-    frames = []
-    for path in paths[:: -(-len(paths) // TIMELAPSE_FRAMES) or 1]:
-        with Image.open(path) as image:
-            frames.append(image.copy())
-    if frames:
-        save_animation(output / TIMELAPSE, iter(frames), TIMELAPSE_MS)
-
-
-def load_generator(output: Path) -> keras.Sequential:
-    """The generator that a run left in `output`. Raises ArtError if none can be read there."""
-    path = output / "generator.keras"
-    if not path.exists():
-        raise ArtError(f"{path}: no trained generator; train one first: python art_gan.py")
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # whatever a wrong byte does to zipfile, json or h5py
-        raise ArtError(f"{path}: cannot be read ({error}); train on: python art_gan.py") from None
-
-
-def generate(args: argparse.Namespace) -> int:
-    """Paint new pictures into output/art/, and a grid of the first 28; returns the exit code."""
-    output, count, seed = Path(args.output), args.generate, args.seed
-    generator = load_generator(output)
-    paint, size = build_painter(generator), generator.input_shape[1]
-    art = output / "art"
-    art.mkdir(exist_ok=True)
-    first = []
-    for number, picture in enumerate(paint(random_noise(count, seed, ART_STREAM, size=size)), 1):
-        save_picture(art / f"seed{seed}-{number:04}.png", picture)
-        if number <= PREVIEW_ROWS * PREVIEW_COLS:
-            first.append(picture)
-    save_images(art / f"seed{seed}-grid.png", first)
-    print(f"{count} pictures and a grid in {art}; for others, another --seed than {seed}")
-    return 0
-
-
-def interpolate(args: argparse.Namespace) -> int:
-    """Animate a smooth loop through random points of the noise; returns the exit code."""
-    output, count, seed = Path(args.output), args.interpolate, args.seed
-    generator = load_generator(output)
-    paint = build_painter(generator)
-    points = random_noise(count, seed, ART_STREAM, size=generator.input_shape[1])
-    t = np.arange(LOOP_STEPS)[:, np.newaxis] / LOOP_STEPS
-    path = []
-    for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
-        # Spherical: noise lies near a sphere, and a straight line would leave it.
-        angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-        path.append((np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle))
-    file = output / f"interpolation-seed{seed}.webp"
-    noise = np.concatenate(path).astype(np.float32)
-    save_animation(file, map(Image.fromarray, paint(noise)), LOOP_MS)
-    print(f"{file}: a loop of {count * LOOP_STEPS} pictures")
-    return 0
-
-
-# ---- Training -------------------------------------------------------------------------------
-
-
-def describe_device() -> str:
-    """The name of the device that TensorFlow trains on; warns if an NVIDIA one lies idle."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
+        with contextlib.suppress(RuntimeError):  # a notebook has used TensorFlow already
+            tf.config.set_visible_devices(gpus[0], "GPU")
+            tf.config.experimental.set_memory_growth(gpus[0], True)  # leave room for --generate
+        if len(gpus) > 1:
+            second = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[1]
+            print(
+                f"One of {len(gpus)} GPUs is used. To use another, start another run: "
+                f"CUDA_VISIBLE_DEVICES={second} python art_gan.py --seed 1 --output output/seed-1"
+            )
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not hidden and (glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi")):
         print(
-            "warning: this machine has an NVIDIA GPU, but TensorFlow does not see it and trains on "
-            'the CPU; install TensorFlow\'s CUDA build: pip install "tensorflow[and-cuda]"',
+            "warning: this machine has an NVIDIA GPU, but TensorFlow does not see it and uses the "
+            'CPU; install TensorFlow\'s CUDA build: pip install "tensorflow[and-cuda]"',
             file=sys.stderr,
         )
+    if precision == "mixed_float16":
+        print("warning: mixed_float16 is for GPUs and slow on a CPU; use float32", file=sys.stderr)
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
         name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
     return f"the CPU ({name}, {os.cpu_count()} cores)"
 
 
-def open_output(output: Path, fresh: bool) -> None:
-    """Make, lock and try the output folder; clear leftovers and, if `fresh`, the run in it.
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Give a list that collects SIGINT, SIGTERM and SIGHUP; a second one ends the process.
 
-    The lock lasts as long as the process. Raises ArtError if another run has it, or OSError.
+    A signal that is ignored at the start stays ignored, as under nohup.
     """
-    checkpoints = output / "checkpoint"
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    if fcntl:
-        try:
-            fcntl.flock(os.open(output, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ArtError(
-                f"{output}: another run writes there; stop it, or use another --output"
-            ) from None
-        except OSError:
-            pass  # a file system without locks: rather no lock than no run
-    old = itertools.chain(output.glob(".part-*"), checkpoints.glob(".part-*"))
-    if fresh:
-        # The checkpoints first: what is killed in between must not go on without its previews.
-        names = ("checkpoint/*", "trained-*.png", "metrics.csv", "generator.keras", TIMELAPSE)
-        old = itertools.chain(*map(output.glob, names), old)
-    for path in old:
-        path.unlink()
-    for folder in (output, checkpoints):
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"try")
+    received, before = [], {}
 
-
-def check_settings(output: Path, then: dict, now: dict) -> None:
-    """Raise ArtError, naming what differs, unless the run in `output` was started like this one."""
-    different = [f"{k} was {then.get(k)}, is {now[k]}" for k in now if then.get(k) != now[k]]
-    if different:
-        raise ArtError(
-            f"{output}: the run there was started otherwise ({'; '.join(different)}); go on as it "
-            "was started, start over with --fresh, or use another --output"
-        )
-
-
-def check_finite(metrics: np.ndarray, variables: list[keras.Variable]) -> None:
-    """Raise ArtError, saying at which iteration, if a loss or a variable is not finite."""
-    wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(metrics).all(axis=1))]
-    wrong += [
-        f"{variable.path} at iteration {len(metrics) - 1}"
-        for variable in variables
-        if not np.isfinite(variable.numpy()).all()
-    ]
-    if wrong:
-        raise ArtError(
-            f"{wrong[0]} is not finite; the last checkpoint was kept, but will come to the same "
-            "end: start over with --fresh and another --seed"
-        )
-
-
-def collect_signals() -> list[int]:
-    """Give a list that collects SIGINT and SIGTERM; a second one of a kind ends the process."""
-    received = []
-
-    def collect(number: int, _: object) -> None:
+    def receive(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, collect)
-    return received
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # Windows has no SIGHUP
+        if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
+            before[number] = signal.signal(number, receive)
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
-def train(args: argparse.Namespace) -> int:
-    """Train, or go on training, as the options say; returns the exit code.
+class ProgressLine(Progress):
+    """The last line of a terminal while a run trains, and the article's line at each preview."""
 
-    Raises ArtError and OSError for what the user can mend.
-    """
-    data = load_data(args.data)
-    size = data.shape[1]
-    settings = {
-        "the data": f"{len(data)} pictures, checksum {zlib.crc32(spread(data, 64)):08x}",
-        "the picture size": size,
-        "the noise size": NOISE_SIZE,
-        "--batch-size": args.batch_size,
-        "--save-freq": args.save_freq,
-        "--seed": args.seed,
-        "--precision": args.precision,
-    }
-    output, epochs = Path(args.output), args.epochs
-    open_output(output, args.fresh)
-    checkpoint = load_checkpoint(output / "checkpoint")
-    metrics = np.empty((0, 4), np.float32)
-    if checkpoint:
-        values, metrics, then = checkpoint
-        check_settings(output, then, settings)
-    first = len(metrics)
-    if first >= epochs:
-        if not (output / TIMELAPSE).exists():  # killed in between
-            save_timelapse(output, first, args.save_freq)
-        print(f"{output}: finished, {first} iterations; to go on: --epochs {2 * first}")
-        return 0
+    def __init__(self, first: int, epochs: int) -> None:
+        """Start at iteration `first` of `epochs`."""
+        text = "{task.completed}/{task.total} {task.description}"
+        one_line = Column(no_wrap=True, overflow="ellipsis")  # a narrow terminal shows its start
+        columns = TextColumn(text, markup=False, table_column=one_line), BarColumn(8)
+        super().__init__(*columns, disable=not sys.stdout.isatty())
+        self.bar = self.add_task("compiling", total=epochs, completed=first)
+        self.first, self.epochs = first, epochs
+        self.began = self.shown = time.monotonic()
 
-    print(f"Training on {describe_device()}, in {args.precision}")
-    print(f"{args.data}: {len(data)} pictures of {size} x {size}")
-    keras.utils.set_random_seed(args.seed)
-    portable_generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, RESOLUTIONS[size])
-    keras.config.set_dtype_policy(args.precision)
-    discriminator = build_discriminator(data.shape[1:])
-    discriminator.summary()
-    generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, RESOLUTIONS[size])
-    generator.summary()
-    iteration, optimizer = build_iteration(generator, discriminator)
-    paint = build_painter(generator)
-    fixed_noise = random_noise(PREVIEW_ROWS * PREVIEW_COLS, args.seed, PREVIEW_STREAM)
+    def start(self) -> None:
+        """Show the line."""
+        super().start()
+        self.console.show_cursor()  # always visible: a process that is killed cannot restore it
 
-    # The discriminator's include the dropout layers' seeds: a resumed run needs them too.
-    variables = discriminator.variables + generator.variables + optimizer.variables
-    if checkpoint:
-        if [variable.shape for variable in variables] != [value.shape for value in values]:
-            raise ArtError(
-                f"{output}: the run there has other networks than art_gan.py builds now; "
-                "start over with --fresh, or use another --output"
+    def show(self, epoch: int, metrics: tf.Tensor, preview: bool) -> None:
+        """Show an iteration, and print the article's line if there is a preview of it.
+
+        This waits for the device, so other iterations are shown once a second at the most.
+        """
+        now, last = time.monotonic(), epoch + 1 == self.epochs
+        if not (preview or epoch == self.first or last or now - self.shown >= 1):
+            return
+        d_loss, d_accuracy, g_loss, g_accuracy = metrics.numpy().tolist()
+        self.shown = time.monotonic()
+        if epoch == self.first:
+            left, pace = "", f"compiled in {self.shown - self.began:.1f} s"
+            self.began = self.shown
+        else:
+            seconds = (self.shown - self.began) / (epoch - self.first)
+            left = f"{datetime.timedelta(seconds=round(seconds * (self.epochs - 1 - epoch)))} left"
+            pace = f"{seconds:.2f} s/iteration"
+        losses = f"D {d_loss:.3f} {d_accuracy:4.0%}, G {g_loss:.3f} {g_accuracy:4.0%}"
+        text = ", ".join(filter(None, (left, pace, losses)))
+        self.update(self.bar, completed=epoch + 1, description=text)
+        if preview:
+            print(
+                f"{epoch} epoch, Discriminator accuracy: {100 * d_accuracy}, "
+                f"Generator accuracy: {100 * g_accuracy}, " + ", ".join(filter(None, (pace, left)))
             )
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-        print(f"Going on from iteration {first} of {epochs}")
 
-    pending = []  # metrics that are still on the device
-    columns = (MofNCompleteColumn(), BarColumn(8), TextColumn("{task.description}"))
-    progress = Progress(*columns, disable=not sys.stdout.isatty())
-    bar = progress.add_task("compiling", total=epochs, completed=first)
-    began = shown = time.monotonic()
-    stopped = collect_signals()
-    with progress:
-        stream = batches(data, args.data, args.seed, range(first, epochs), args.batch_size)
-        for epoch, (x_real, noise) in enumerate(stream, first):
-            pending.append(iteration(x_real, noise))
-            preview, last = epoch % args.save_freq == 0, epoch == epochs - 1
-            save = preview or last or stopped
-            early = progress.disable or time.monotonic() - shown < 1
-            if not save and early and epoch > first:
-                continue
 
-            d_loss, d_accuracy, g_loss, g_accuracy = pending[-1].numpy().tolist()
-            shown = time.monotonic()
-            if epoch == first:
-                pace = f"compiled in {shown - began:.1f} s"
-                began = shown
-            else:
-                seconds = (shown - began) / (epoch - first)
-                left = datetime.timedelta(seconds=round(seconds * (epochs - 1 - epoch)))
-                pace = f"{seconds:.2f} s/iteration, {left} left"
-            text = f"D {d_loss:.3f} {d_accuracy:4.0%}, G {g_loss:.3f} {g_accuracy:4.0%}, {pace}"
-            progress.update(bar, completed=epoch + 1, description=text)
-            if not save:
-                continue
+class SafeStream:
+    """A standard stream whose failure (closed terminal, broken pipe, full disk) ends no run."""
 
-            metrics = np.concatenate([metrics, tf.stack(pending).numpy()])
-            pending.clear()
-            check_finite(metrics, variables)
-            (output / TIMELAPSE).unlink(missing_ok=True)  # a shorter run's; made anew at the end
-            if preview:
-                cnt = epoch // args.save_freq + 1
-                save_images(output / f"trained-{cnt}.png", paint(fixed_noise))
-                line = (
-                    f"{epoch} epoch, Discriminator accuracy: {100 * d_accuracy}, "
-                    f"Generator accuracy: {100 * g_accuracy}, {pace}"
-                )
-                progress.print(line, soft_wrap=True, highlight=False)
-            portable_generator.set_weights(generator.get_weights())
-            with replacing(output / "generator.keras") as temporary:
-                portable_generator.save(temporary)
-            save_metrics(output / "metrics.csv", metrics)
-            # The last to be written: what a checkpoint stands for is all there.
-            save_checkpoint(output / "checkpoint", variables, metrics, settings)
-            if stopped:
-                again = "the same command" + " without --fresh" * args.fresh
-                print(f"Stopped at iteration {epoch + 1} of {epochs}; {again} goes on")
-                return 128 + stopped[0]
-    save_timelapse(output, len(metrics), args.save_freq)
-    where = "" if args.output == OUTPUT else f" --output {shlex.quote(args.output)}"
-    print(f"Finished {epochs} iterations; new pictures: python art_gan.py --generate 28{where}")
-    return 0
+    def __init__(self, stream: TextIO | None) -> None:
+        """Wrap `stream`; None, as Python has it for a closed one, drops everything."""
+        self.stream = stream or io.StringIO()
+
+    def write(self, text: str) -> int:
+        """Write and flush; what cannot be written is dropped, and so is all that follows."""
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # so that Python's exit does not fail
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+            self.stream = io.StringIO()
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        """Everything else is the stream's own."""
+        return getattr(self.stream, name)
+
+
+@contextlib.contextmanager
+def restored_globals() -> Iterator[None]:
+    """Set what is global as a run needs it, and set it back at the end."""
+    streams, random_state = (sys.stdout, sys.stderr), random.getstate()
+    data_format, floatx = keras.config.image_data_format(), keras.config.floatx()
+    policy = keras.config.dtype_policy()
+    try:
+        sys.stdout, sys.stderr = map(SafeStream, streams)
+        keras.config.set_image_data_format("channels_last")  # whatever keras.json says
+        keras.config.set_floatx("float32")
+        keras.config.set_dtype_policy("float32")
+        yield
+    finally:
+        sys.stdout, sys.stderr = streams
+        random.setstate(random_state)
+        keras.config.set_image_data_format(data_format)
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(policy)
 
 
 # ---- Command line ---------------------------------------------------------------------------
 
 
-def whole(text: str, least: int = 1) -> int:
-    """An argparse type: a whole number from `least` to what seeds allow, 2**32 - 1."""
-    number = int(text)
-    if number < least:
-        raise argparse.ArgumentTypeError(f"{number} is less than {least}")
-    if number >= 2**32:
-        raise argparse.ArgumentTypeError(f"{number} is more than {2**32 - 1}")
+def whole_number(text: str, least: int = 1) -> int:
+    """An argparse type: a whole number from `least` to 2**32 - 1, the largest seed."""
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if not least <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{number} is not in {least}..{2**32 - 1}")
     return number
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """The command line's options. Raises SystemExit if they are wrong."""
     parser = argparse.ArgumentParser(
-        description="Train a GAN that paints; the same command goes on where it stopped.",
+        description="Train a GAN that paints; the same command resumes where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    option = parser.add_argument
-    option("--data", default=DATA, help="pictures, made by image_resizer.py")
-    option("--output", default=OUTPUT, help="folder for all that a run writes")
-    option("--epochs", type=whole, default=EPOCHS, help="iterations")
-    option("--batch-size", type=whole, default=BATCH_SIZE, help="pictures in one iteration")
-    option("--save-freq", type=whole, default=SAVE_FREQ, help="iterations between previews")
-    option("--seed", type=partial(whole, least=0), default=0, help="of all that is random")
-    precisions = ("float32", "mixed_bfloat16")
-    option("--precision", choices=precisions, default="float32", help="bfloat16 may be faster")
-    option = parser.add_mutually_exclusive_group().add_argument
-    option("--fresh", action="store_true", help="clear the run in --output and start over")
-    option("--generate", type=whole, metavar="N", help="paint N new pictures instead")
-    loop = "animate a loop through N new pictures instead"
-    option("--interpolate", type=partial(whole, least=2), metavar="N", help=loop)
+    add, from_0 = parser.add_argument, partial(whole_number, least=0)
+    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
+    seconds = "between two saved states; a crash costs no more"
+    add("--data", default=DATA, help="pictures, made by image_resizer.py")
+    add("--output", default=OUTPUT, help="folder for everything that a run writes")
+    add("--epochs", type=whole_number, default=EPOCHS, help="iterations")
+    add("--batch-size", type=whole_number, default=BATCH_SIZE, help="pictures in one iteration")
+    add("--save-freq", type=whole_number, default=SAVE_FREQ, help="iterations between previews")
+    add("--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help=seconds)
+    add("--seed", type=from_0, default=0, help="random seed")
+    add("--precision", choices=precisions, default="float32", help="half precision may be faster")
+    add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
+    jobs = parser.add_mutually_exclusive_group()
+    jobs.add_argument("--fresh", action="store_true", help="remove the run in --output, start over")
+    jobs.add_argument("--generate", type=whole_number, metavar="N", help="paint N new pictures")
+    loop = "animate a loop through N new pictures"
+    from_2 = partial(whole_number, least=2)
+    jobs.add_argument("--interpolate", type=from_2, metavar="N", help=loop)
+    number = "paint with the generator of preview N, not with the newest"
+    add("--from", dest="preview", type=whole_number, metavar="N", help=number)
     args = parser.parse_args(argv)
+    if args.preview is not None and not (args.generate or args.interpolate):
+        parser.error("argument --from: goes with --generate or --interpolate")
+    return args
 
-    sys.stdout.reconfigure(line_buffering=True)  # a log shows each line when it is written
-    keras.config.set_image_data_format("channels_last")  # whatever keras.json says
-    keras.config.set_floatx("float32")
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Global state is as before when it returns."""
+    args = parse_args(argv)
     job = generate if args.generate else interpolate if args.interpolate else train
-    try:
-        return job(args)
-    except ArtError as error:
-        problem = str(error)
-    except (tf.errors.ResourceExhaustedError, MemoryError):
-        problem = "out of memory; use a smaller --batch-size"
-    except OSError as error:
-        problem = (
-            f"{error.filename or args.output}: {error.strerror or error}; mend that or use another "
-            "--output, then run the same command again"
-        )
-        if job is train and not args.fresh:
-            problem += ": it goes on from the last checkpoint"
-    print(f"art_gan.py: error: {problem}", file=sys.stderr)
-    return 1
+    with restored_globals():
+        try:
+            return job(args)
+        except UserError as error:
+            problem = str(error)
+        except (tf.errors.ResourceExhaustedError, MemoryError):
+            problem = "out of memory; use a smaller --batch-size"
+        except tf.errors.OpError as error:
+            problem = (
+                f"TensorFlow failed: {first_line(error)}; if this is about the GPU, see "
+                "README.md, or hide the GPU with CUDA_VISIBLE_DEVICES=-1"
+            )
+        except OSError as error:
+            problem = (
+                f"{error.filename or args.output}: {error.strerror or error}; fix that, or use "
+                "another --output, then run the same command again"
+            )
+            if job is train and not args.fresh:
+                problem += ": it resumes from the last checkpoint"
+        print(f"art_gan.py: error: {problem}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -3,3 +3,7 @@
 import os
 
 os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: starts processes or computes large networks")

@@ -12,6 +12,7 @@ from PIL import Image
 
 import art_gan
 
+SIZES = [32, 64, *(pytest.param(size, marks=pytest.mark.slow) for size in (128, 256))]
 GOLDEN = Path(__file__).parent / "golden" / "keras231_size32_seed2019.json"
 
 
@@ -23,7 +24,7 @@ def float32_and_seeded():
 
 
 def build(size=32):
-    generator = art_gan.build_generator(art_gan.NOISE_SIZE, 3, art_gan.RESOLUTIONS[size])
+    generator = art_gan.build_generator(art_gan.NOISE_SIZE, 3, art_gan.GENERATE_RES[size])
     return generator, art_gan.build_discriminator((size, size, 3))
 
 
@@ -73,7 +74,7 @@ def passes(generator, discriminator, noise, real, transform):
         ("combined", combined, noise, 1.0, generator),
     ):
         x = tf.convert_to_tensor(x)
-        results[name] = art_gan.gradients(model, x, label, trained.trainable_variables)
+        results[name] = art_gan.loss_and_gradients(model, x, label, trained)
     return results
 
 
@@ -106,9 +107,7 @@ def test_the_articles_freezing_line_would_fail_that_test():
     discriminator.trainable = False
     assert discriminator.trainable_variables == []
     combined = art_gan.build_combined(generator, discriminator)
-    loss, _, _ = art_gan.gradients(
-        combined, tf.convert_to_tensor(noise), 1.0, generator.trainable_variables
-    )
+    loss, _, _ = art_gan.loss_and_gradients(combined, tf.convert_to_tensor(noise), 1.0, generator)
     assert abs(float(loss) - golden["combined"]["loss"]) > 0.01
 
 
@@ -183,7 +182,7 @@ def test_the_generators_table():
     assert sum(np.prod(v.shape) for v in model.trainable_variables) == 3376131 - 2560
 
 
-@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("size", SIZES)
 def test_every_size_goes_through_both_networks(size):
     generator, discriminator = build(size)
     assert generator.output_shape == (None, size, size, 3)
@@ -217,7 +216,7 @@ def distance(a, b):
 
 
 @pytest.mark.parametrize("network", ["generator", "discriminator"])
-@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("size", SIZES)
 def test_fused_equals_plain_in_values_gradients_and_statistics(network, size):
     generator, discriminator = build(size)
     pictures, noise = batch(size, 4 if size < 128 else 2)
@@ -277,21 +276,22 @@ def test_upsampled_conv2d_is_upsampling_then_convolution():
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-4)
 
 
-def test_upsampled_conv2d_in_bfloat16():
+@pytest.mark.parametrize("half", [tf.bfloat16, tf.float16])
+def test_upsampled_conv2d_in_half_precision(half):
     rng = np.random.default_rng(0)
     shapes = (4, 8, 8, 64), (3, 3, 64, 64), (64,)
     exact = [tf.constant(rng.normal(size=shape), tf.float32) for shape in shapes]
     weight = tf.constant(rng.normal(size=(4, 16, 16, 64)), tf.float32)
     results = []
-    for dtype in (tf.float32, tf.bfloat16):
+    for dtype in (tf.float32, half):
         arguments = [tf.cast(tensor, dtype) for tensor in exact]
         with tf.GradientTape() as tape:
             tape.watch(arguments)
             y = art_gan.upsampled_conv2d(*arguments)
             loss = tf.reduce_sum(tf.cast(weight, dtype) * y)
         results.append([tf.cast(t, tf.float32) for t in (y, *tape.gradient(loss, arguments))])
-    for plain, half in zip(*results, strict=True):
-        assert np.linalg.norm(plain - half) < 0.02 * np.linalg.norm(plain)
+    for plain, rounded in zip(*results, strict=True):
+        assert np.linalg.norm(plain - rounded) < 0.02 * np.linalg.norm(plain)
 
 
 @pytest.mark.parametrize(
@@ -305,6 +305,7 @@ def test_upsampled_conv2d_in_bfloat16():
         [layers.UpSampling2D(interpolation="bilinear"), layers.Conv2D(4, 3, padding="same")],
         [layers.UpSampling2D(), layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same")],
         [layers.UpSampling2D()],
+        [layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same", activity_regularizer="l2")],
         [layers.BatchNormalization(scale=False)],
         [layers.Flatten(), layers.Dense(5), layers.BatchNormalization()],
     ],
@@ -315,11 +316,21 @@ def test_fuse_keeps_what_it_cannot_compute_faster(changed):
     np.testing.assert_allclose(art_gan.fuse(model)(x), model(x), rtol=1e-4, atol=1e-5)
 
 
+def test_a_frozen_batch_normalization_stays_frozen():
+    model = keras.Sequential([keras.Input((4, 4, 3)), layers.BatchNormalization()])
+    model.layers[0].trainable = False
+    x = np.random.default_rng(0).normal(5, 2, (8, 4, 4, 3)).astype(np.float32)
+    fused = art_gan.fuse(model)
+    np.testing.assert_allclose(fused(x, training=True), model(x, training=False), rtol=1e-5)
+    assert not model.layers[0].moving_mean.numpy().any()
+
+
 @pytest.mark.parametrize("network", [0, 1], ids=["generator", "discriminator"])
 @pytest.mark.parametrize("training", [False, True])
-def test_fused_is_as_exact_as_plain_in_bfloat16(network, training):
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_fused_is_as_exact_as_plain_in_half_precision(precision, network, training):
     twin = without_dropout(build()[network])
-    keras.config.set_dtype_policy("mixed_bfloat16")
+    keras.config.set_dtype_policy(precision)
     model = without_dropout(build()[network])
     fused = art_gan.fuse(model)
     assert {v.dtype for v in fused.trainable_variables} == {"float32"}
@@ -333,7 +344,9 @@ def test_fused_is_as_exact_as_plain_in_bfloat16(network, training):
     exact, plain, fast = results
     off_plain, off_fast = (np.array(list(map(distance, exact, other))) for other in (plain, fast))
     size = np.array([np.linalg.norm(tensor) for tensor in exact])
-    assert (off_fast <= 1.5 * off_plain + 0.02 * size + 1e-6).all()
+    # A bias before a batch normalization has no effect: its gradient is nothing but rounding.
+    factor = np.where(size < 0.01 * off_plain, 3, 1.5)
+    assert (off_fast <= factor * off_plain + 0.02 * size + 1e-6).all()
 
 
 # ---- One iteration ----
@@ -360,12 +373,12 @@ def test_the_generators_step_and_only_that_moves_the_generator():
 
     before = generator.get_weights()
     x_fake = fused_generator(noise, training=False)
-    art_gan.gradients(fused_discriminator, x_fake, 0.0, discriminator.trainable_variables)
-    art_gan.gradients(fused_discriminator, pictures, 1.0, discriminator.trainable_variables)
+    art_gan.loss_and_gradients(fused_discriminator, x_fake, 0.0, discriminator)
+    art_gan.loss_and_gradients(fused_discriminator, pictures, 1.0, discriminator)
     assert all(map(np.array_equal, before, generator.get_weights()))
 
     weights = [v.numpy() for v in discriminator.trainable_variables]
-    _, _, gradients = art_gan.gradients(combined, noise, 1.0, generator.trainable_variables)
+    _, _, gradients = art_gan.loss_and_gradients(combined, noise, 1.0, generator)
     keras.optimizers.Adam(0.1).apply(gradients, generator.trainable_variables)
     assert all(map(np.array_equal, weights, discriminator.trainable_variables))
     assert not any(map(np.array_equal, before, generator.get_weights()))
@@ -377,11 +390,11 @@ def test_one_adam_counts_for_both_networks(monkeypatch):
     def gradient(value, label):
         return np.cos(30 * value) + label
 
-    def gradients(model, x, label, variables):
-        output = tf.fill((4, 1), 0.5)
+    def loss_and_gradients(model, x, label, network, scale_loss):
+        output, variables = tf.fill((4, 1), 0.5), network.trainable_variables
         return tf.constant(1.0), output, [tf.cos(30 * v.value) + label for v in variables]
 
-    monkeypatch.setattr(art_gan, "gradients", gradients)
+    monkeypatch.setattr(art_gan, "loss_and_gradients", loss_and_gradients)
     generator, discriminator = build()
     trained = [model.trainable_variables for model in (generator, discriminator)]
     expected = [[v.numpy().astype(np.float64) for v in variables] for variables in trained]
@@ -401,6 +414,87 @@ def test_one_adam_counts_for_both_networks(monkeypatch):
     for variables, numbers in zip(trained, expected, strict=True):
         for variable, value in zip(variables, numbers, strict=True):
             np.testing.assert_allclose(variable.numpy(), value, atol=2e-6)
+
+
+@pytest.mark.parametrize("network", [0, 1], ids=["generator", "discriminator"])
+def test_a_regularizer_counts_in_the_step_of_its_own_network(network):
+    models = build()
+    for model in models:
+        without_dropout(model)
+    pictures, noise = map(tf.constant, batch())
+    fused = [art_gan.fuse(model) for model in models]
+    steps = (art_gan.build_combined(*fused), noise), (fused[1], pictures)
+
+    def measure():
+        return [
+            art_gan.loss_and_gradients(model, x, 1.0, trained)
+            for (model, x), trained in zip(steps, models, strict=True)
+        ]
+
+    before = measure()
+    layer = [layer for layer in models[network].layers if isinstance(layer, layers.Conv2D)][1]
+    layer.kernel.regularizer = keras.regularizers.L2(0.5)
+    after = measure()
+    other = 1 - network
+    np.testing.assert_allclose(after[other][0], before[other][0], rtol=1e-6)
+    penalty = 0.5 * np.sum(layer.kernel.numpy() ** 2)
+    np.testing.assert_allclose(after[network][0], before[network][0] + penalty, rtol=1e-5)
+    index = [v.path for v in models[network].trainable_variables].index(layer.kernel.path)
+    difference = after[network][2][index] - before[network][2][index]
+    np.testing.assert_allclose(difference, layer.kernel.numpy(), rtol=1e-3, atol=1e-5)
+
+
+def test_a_float16_step_that_overflows_changes_only_the_loss_scale():
+    """Skipped: weights, moments and Adam's count; the scale is halved. The next steps count."""
+    keras.config.set_dtype_policy("mixed_float16")
+    generator, discriminator = build()
+    iteration, optimizer = art_gan.build_iteration(generator, discriminator)
+    inputs = [tf.constant(array) for array in batch()]
+    optimizer.dynamic_scale.assign(2.0**60)
+    adam = optimizer.inner_optimizer
+    kept = discriminator.trainable_variables + generator.trainable_variables + adam.variables
+    before = [variable.numpy() for variable in kept]
+    metrics = iteration(*inputs).numpy()
+    assert np.isfinite(metrics).all()
+    assert all(np.array_equal(v.numpy(), b) for v, b in zip(kept, before, strict=True))
+    assert float(optimizer.dynamic_scale) == 2.0**57  # halved by each of the three steps
+    assert int(adam.iterations) == int(optimizer.step_counter) == 0
+
+    optimizer.dynamic_scale.assign(2.0**10)
+    iteration(*inputs)
+    assert int(adam.iterations) == int(optimizer.step_counter) == 3
+    changed = [not np.array_equal(v.numpy(), b) for v, b in zip(kept, before, strict=True)]
+    assert np.mean(changed) > 0.9
+    assert {optimizer.dynamic_scale.path, optimizer.step_counter.path} <= {
+        variable.path for variable in optimizer.variables
+    }
+
+
+@pytest.mark.slow
+def test_the_loss_scale_does_not_show_in_float16_steps():
+    """Three iterations with scales 2**8 and 2**12 have nearly the same losses."""
+    keras.config.set_dtype_policy("mixed_float16")
+    results = []
+    for exponent in (8, 12):
+        keras.utils.set_random_seed(0)
+        generator, discriminator = map(without_dropout, build())
+        iteration, optimizer = art_gan.build_iteration(generator, discriminator)
+        optimizer.dynamic_scale.assign(2.0**exponent)
+        losses = [iteration(*map(tf.constant, batch(seed=seed))).numpy()[0] for seed in range(3)]
+        assert int(optimizer.iterations) == 9
+        results.append(losses)
+    np.testing.assert_allclose(*results, rtol=0.05)
+
+
+@pytest.mark.slow
+def test_xla_is_a_switch_that_changes_no_figure():
+    results = []
+    for jit_compile in (False, True):
+        keras.utils.set_random_seed(0)
+        networks = map(without_dropout, build())
+        iteration, _ = art_gan.build_iteration(*networks, jit_compile=jit_compile)
+        results.append(iteration(*map(tf.constant, batch(count=4))))
+    np.testing.assert_allclose(*results, rtol=1e-3)
 
 
 # ---- Data and pictures ----

@@ -1,21 +1,27 @@
-"""art_gan.py from outside: refusals, stops, kills, failures, and all that a run leaves behind.
+"""art_gan.py from outside: errors, interruptions, crashes, restarts, and the files of a run.
 
-Runs are real processes, on 40 random pictures of 32 x 32 pixels. As TensorFlow takes seconds to
-start, a refusal that needs no second process is provoked in this one.
+Runs train on 40 random pictures of 32 x 32 pixels, in real processes where processes matter, and
+else in this one, as TensorFlow takes seconds to start.
 """
 
 import contextlib
 import csv
+import errno
 import filecmp
+import importlib.util
 import json
 import os
 import random
 import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import time
+import weakref
+import zipfile
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -28,22 +34,23 @@ import art_gan
 
 fcntl = pytest.importorskip("fcntl", reason="signals and locks are tested on POSIX only")
 
+pytestmark = pytest.mark.slow
 ART_GAN = Path(art_gan.__file__).resolve()
 PREVIEW = re.compile(
     r"(\d+) epoch, Discriminator accuracy: ([\d.]+), Generator accuracy: ([\d.]+), (.+)"
 )
 
-# art_gan.py with a fault at the file of a given name: its second argument bytes fit on the disk,
-# or it is killed when the file is half written ("before" it is in its place), or just in place.
+# art_gan.py with a fault when it writes the file of a given name: the disk has only so many bytes
+# left, or the process is killed "before" the finished file has its name, or just "after" that.
 FAULTY = """
 import contextlib, os, resource, signal, sys
 import art_gan
 
 fault, name, *arguments = sys.argv[1:]
-original = art_gan.replacing
+original = art_gan.replace_file
 
 @contextlib.contextmanager
-def replacing(path):
+def replace_file(path):
     hit = path.name == name
     if hit and fault.isdigit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(fault), resource.RLIM_INFINITY))
@@ -55,7 +62,7 @@ def replacing(path):
     if hit and fault == "after":
         os.kill(os.getpid(), signal.SIGKILL)
 
-art_gan.replacing = replacing
+art_gan.replace_file = replace_file
 sys.exit(art_gan.main(arguments))
 """
 
@@ -65,9 +72,8 @@ sys.exit(art_gan.main(arguments))
 
 def environment(**variables):
     """The environment of a process: no GPU, as only a CPU computes the same twice."""
-    return (
-        os.environ | {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ART_GAN.parent)} | variables
-    )
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONUNBUFFERED"}
+    return inherited | {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ART_GAN.parent)} | variables
 
 
 def python(*arguments, env=None, **options):
@@ -88,12 +94,18 @@ def run(*arguments, **options):
 
 
 @contextlib.contextmanager
-def start(*arguments, script=ART_GAN, env=None, **options):
-    """Give a process of art_gan.py; in the end it is dead."""
+def start(*arguments, script=ART_GAN, env=None, ignored=(), **options):
+    """Give a process of art_gan.py that ignores some signals; kill it at the end."""
+
+    def set_signals():  # whatever these tests inherited, as a background job for example
+        for number in (signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+
     process = subprocess.Popen(
         [sys.executable, str(script), *map(str, arguments)],
         text=True,
         env=env or environment(),
+        preexec_fn=set_signals,
         **{"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL} | options,
     )
     with process:
@@ -121,11 +133,13 @@ def poll(condition, process):
 
 
 def training(data, output, *options):
-    return ["--data", data, "--output", output, "--batch-size", 4, "--save-freq", 2, *options]
+    """Options of a short run that saves its state at the end only."""
+    short = ("--batch-size", 4, "--save-freq", 2, "--checkpoint-seconds", 3600)
+    return ["--data", data, "--output", output, *short, *options]
 
 
 def refusal(result):
-    """The one line of a refused or failed run. TensorFlow writes log lines of its own before it."""
+    """The one line of a run that failed. TensorFlow writes log lines of its own before it."""
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr and "Exception" not in result.stderr
     *before, last = result.stderr.splitlines()
@@ -136,13 +150,19 @@ def refusal(result):
 
 
 def checkpoints(output):
-    return sorted((output / "checkpoint").iterdir())
+    return sorted((output / "checkpoint").glob("0???????.npz"))
 
 
 def iterations(output):
-    """How many iterations the newest checkpoint stands for; 0 without any."""
-    paths = [path for path in checkpoints(output) if path.stem.isdigit()]
+    """How many iterations the newest checkpoint holds; 0 without any."""
+    paths = checkpoints(output)
     return int(paths[-1].stem) if paths else 0
+
+
+def arrays(path):
+    """What is in a checkpoint."""
+    with np.load(path) as file:
+        return {name: file[name] for name in file.files}
 
 
 def rows(output):
@@ -168,21 +188,24 @@ def contents(output):
 
 
 def assert_same_end(output, expected):
-    """All that two finished runs left is the same."""
+    """Two finished runs left the same: pictures, metrics, weights and training state."""
     names = [path.name for path in sorted(expected.iterdir())]
     assert [path.name for path in sorted(output.iterdir())] == names
-    files = [name for name in names if name not in ("checkpoint", "generator.keras")]
+    files = [name for name in names if name != "checkpoint" and not name.endswith(".keras")]
     assert filecmp.cmpfiles(output, expected, files, shallow=False) == (files, [], [])
-    for one, other in zip(weights(output), weights(expected), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for name in names:
+        if name.endswith(".keras"):
+            one, other = (keras.models.load_model(folder / name) for folder in (output, expected))
+            assert one.name == other.name
+            for a, b in zip(one.get_weights(), other.get_weights(), strict=True):
+                np.testing.assert_array_equal(a, b, err_msg=name)
     assert not leftovers(output)
-    assert len(checkpoints(output)) == art_gan.CHECKPOINTS
-    newest = checkpoints(output)[-1]
-    assert newest.name == checkpoints(expected)[-1].name
-    with np.load(newest) as one, np.load(checkpoints(expected)[-1]) as other:
-        assert one.files == other.files
-        for name in one.files:
-            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    newest, wanted = checkpoints(output)[-1], checkpoints(expected)[-1]
+    assert newest.name == wanted.name
+    one, other = arrays(newest), arrays(wanted)
+    assert list(one) == list(other)
+    for name in one:
+        np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
 def halve(path):
@@ -234,8 +257,9 @@ def whole(folder, data):
 
 @pytest.fixture(scope="module")
 def half(folder, data):
-    """The folder of the same run, of 3 iterations."""
-    result = run(*training(data, folder / "half", "--epochs", 3))
+    """The folder of the same run, of 3 iterations, with a state of each."""
+    options = ("--epochs", 3, "--checkpoint-seconds", 0)
+    result = run(*training(data, folder / "half", *options))
     assert result.returncode == 0, result.stderr
     return folder / "half"
 
@@ -249,15 +273,14 @@ def output(tmp_path):
 
 @pytest.fixture
 def halfway(half, output):
-    """A copy of the run of 3 iterations, to be gone on with."""
+    """A copy of the run of 3 iterations, to resume."""
     shutil.copytree(half, output)
     return output
 
 
 @pytest.fixture
-def main(monkeypatch, capsys):
-    """Call art_gan.main here. It does not lock, as the lock would outlast it."""
-    monkeypatch.setattr(art_gan, "fcntl", None)
+def main(capsys):
+    """Call art_gan.main in this process."""
 
     def call(*arguments):
         code = art_gan.main(list(map(str, arguments)))
@@ -282,7 +305,7 @@ def archive(path):
 
 BAD_DATA = {
     "missing": (lambda path: None, "no such file; make it first: python image_resizer.py"),
-    "folder": (lambda path: path.mkdir(), "not a whole .npy file"),
+    "folder": (lambda path: path.mkdir(), r"cannot be read \(Is a directory\)"),
     "empty": (lambda path: path.touch(), "not a whole .npy file"),
     "text": (lambda path: path.write_text("no pictures"), "not a whole .npy file"),
     "truncated": (lambda path: (np.save(path, pictures()), halve(path)), "not a whole .npy file"),
@@ -302,17 +325,18 @@ BAD_DATA = {
 
 def test_data_in_fortran_order_is_the_same_data():
     array = pictures()
-    same = art_gan.spread(np.asfortranarray(array), 64)
-    assert same.tobytes() == art_gan.spread(array, 64).tobytes() and same.data.c_contiguous
+    same = art_gan.sample_pictures(np.asfortranarray(array), 64)
+    assert same.tobytes() == art_gan.sample_pictures(array, 64).tobytes() and same.data.c_contiguous
 
 
 @pytest.mark.parametrize(("make", "reason"), BAD_DATA.values(), ids=BAD_DATA)
 def test_bad_data_is_refused(make, reason, tmp_path):
     make(tmp_path / "data.npy")
-    with pytest.raises(art_gan.ArtError, match=reason) as caught:
+    with pytest.raises(art_gan.UserError, match=reason) as caught:
         art_gan.load_data(str(tmp_path / "data.npy"))
     assert str(caught.value).startswith(str(tmp_path / "data.npy"))
-    assert "image_resizer.py" in str(caught.value) and "\n" not in str(caught.value)
+    assert re.search("image_resizer.py|--data", str(caught.value))
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_data_is_refused_by_the_command(tmp_path):
@@ -330,13 +354,15 @@ def test_bad_data_is_refused_by_the_command(tmp_path):
         "--batch-size 0",
         "--save-freq 0",
         "--epochs x",
-        "--epochs 1.5",
+        "--epochs 1e4",
         "--seed -1",
         "--seed 4294967296",
         "--generate 0",
         "--interpolate 1",
         "--generate 2 --interpolate 2",
         "--precision float16",
+        "--from 1",
+        "--generate 1 --from 0",
         "--nonsense",
     ],
 )
@@ -344,13 +370,16 @@ def test_bad_options_are_refused(options, main, capsys):
     with pytest.raises(SystemExit) as caught:
         main(*options.split())
     assert caught.value.code == 2
-    assert options.split()[-2 if " " in options else -1] in capsys.readouterr().err
+    *_, line = capsys.readouterr().err.splitlines()
+    assert "error: " in line and any(word in line for word in options.split())
+    if options.endswith(("x", "1e4")):
+        assert line.endswith(f"'{options.split()[-1]}' is not a whole number")
 
 
 def test_a_bad_option_is_refused_by_the_command():
     result = run("--batch-size", 0)
     assert result.returncode == 2
-    assert "argument --batch-size: 0 is less than 1" in result.stderr.splitlines()[-1]
+    assert "argument --batch-size: 0 is not in 1..4294967295" in result.stderr.splitlines()[-1]
 
 
 def test_nan_that_the_first_look_misses_ends_the_run(output, tmp_path):
@@ -363,7 +392,8 @@ def test_nan_that_the_first_look_misses_ends_the_run(output, tmp_path):
     draws = (np.random.default_rng([0, epoch]).integers(300, size=4) for epoch in range(100))
     bad = next(epoch for epoch, drawn in enumerate(draws) if np.isin(drawn, unseen).any())
 
-    result = run(*training(tmp_path / "data.npy", output, "--epochs", 100, "--save-freq", 1))
+    options = ("--epochs", 100, "--checkpoint-seconds", 0)
+    result = run(*training(tmp_path / "data.npy", output, *options))
     assert f"{tmp_path / 'data.npy'}: holds values from nan to nan" in refusal(result)
     assert iterations(output) == bad
 
@@ -372,9 +402,9 @@ def test_nan_that_the_first_look_misses_ends_the_run(output, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["float64 data", "another keras.json", flip, halve, empty])
-def test_a_run_goes_on_to_the_same_end(what, halfway, data, whole, tmp_path):
-    """... on the article's float64 file, in another Keras set-up, or from the last but one save."""
-    env, going_on = environment(), 3
+def test_a_resumed_run_ends_as_if_it_had_not_stopped(what, halfway, data, whole, tmp_path):
+    """... with the article's float64 file, another Keras set-up, or a damaged newest state."""
+    env, first = environment(), 3
     if what == "float64 data":
         np.save(tmp_path / "float64.npy", np.load(data).astype(np.float64))
         data = tmp_path / "float64.npy"
@@ -383,43 +413,48 @@ def test_a_run_goes_on_to_the_same_end(what, halfway, data, whole, tmp_path):
         (tmp_path / "keras.json").write_text(json.dumps(settings))
         env |= {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax"}
     else:
-        going_on = 1
+        first = 2
         what(halfway / "checkpoint" / "00000003.npz")
 
     result = run(*training(data, halfway, "--epochs", 6), env=env)
     assert result.returncode == 0, result.stderr
-    assert f"Going on from iteration {going_on} of 6" in result.stdout
-    damaged = re.findall(r"(\S+): damaged \(.+\); trying the one before it", result.stderr)
+    assert f"Resuming from iteration {first} of 6" in result.stdout
+    damaged = re.findall(r"(\S+): damaged \(.+\); trying the one before", result.stderr)
     assert damaged == ([str(halfway / "checkpoint" / "00000003.npz")] if callable(what) else [])
     assert_same_end(halfway, whole[0])
 
 
-def test_twenty_kills_do_not_change_the_end(data, output, folder):
-    """Twenty random moments, some of them in start-up, most around a save of each iteration."""
+def test_twenty_kills_do_not_change_the_end(data, output, folder, tmp_path):
+    """At random moments, most of them between a preview and the next state, some in start-up.
+
+    Nothing is left behind in the temporary folder either.
+    """
     steady = folder / "steady"
-    options = ("--save-freq", 1, "--epochs", 40)
+    options = ("--save-freq", 1, "--epochs", 40, "--checkpoint-seconds", 1)
     result = run(*training(data, steady, *options))
     assert result.returncode == 0, result.stderr
     pace = float(re.findall(r"([\d.]+) s/iteration", result.stdout)[-1])
+    env = environment(TMPDIR=str(tmp_path))
 
     rng = random.Random(2019)
-    resumed_at = []
+    resumed_at, lost = [], 0
     for _ in range(20):
-        previews = rng.choice([0, 1, 1, 1, 2, 2])
-        delay = rng.uniform(0, pace)
         done = iterations(output) if output.exists() else 0
-        with start(*training(data, output, *options)) as process:
+        previews = rng.randrange(0, round(2 / pace) + 2)  # two seconds' worth, so some save a state
+        with start(*training(data, output, *options), env=env) as process:
             printed = wait_for(process, "Training on")
-            for _ in range(previews):
+            for _ in range(min(previews, 39 - done)):
                 printed += wait_for(process, " epoch, ")
-            time.sleep(delay)
+            time.sleep(rng.uniform(0, pace))
             process.kill()
             printed += process.stdout.read()
             assert process.wait() == -signal.SIGKILL
-        going_on = [int(k) for k in re.findall(r"Going on from iteration (\d+) of 40", printed)]
-        assert going_on == [done] if done and previews else set(going_on) <= {done}
-        resumed_at += going_on
-    assert len(resumed_at) >= 10 and len(set(resumed_at)) >= 5
+        first = [int(k) for k in re.findall(r"Resuming from iteration (\d+) of 40", printed)]
+        assert first == [done] if done and previews else set(first) <= {done}
+        resumed_at += first
+        lost += len(list(output.glob("trained-*.png"))) > iterations(output)
+    assert len(resumed_at) >= 8 and len(set(resumed_at)) >= 4 and lost >= 5
+    assert not list(tmp_path.glob("*autograph*"))
 
     result = run(*training(data, output, *options))
     assert result.returncode == 0, result.stderr
@@ -428,14 +463,15 @@ def test_twenty_kills_do_not_change_the_end(data, output, folder):
 
 def test_kills_in_each_kind_of_write(halfway, data, whole):
     faults = [
+        ("before", "trained-3.keras"),
         ("before", "trained-3.png"),
         ("before", "generator.keras"),
         ("before", "metrics.csv"),
-        ("before", "00000005.npz"),
-        ("after", "00000005.npz"),
+        ("before", "00000006.npz"),
+        ("after", "00000006.npz"),
         ("before", "training.webp"),
     ]
-    # As of a kill while a stop is saved, at an iteration that no later run saves.
+    # As left by a kill while a stop is saved, at an iteration that no later run saves.
     (halfway / "checkpoint" / ".part-00000004.npz").touch()
     for fault, name in faults:
         result = python("-c", FAULTY, fault, name, *training(data, halfway, "--epochs", 6))
@@ -445,29 +481,88 @@ def test_kills_in_each_kind_of_write(halfway, data, whole):
     assert_same_end(halfway, whole[0])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_after_the_iteration_under_way(number, data, output):
-    with start(*training(data, output, "--save-freq", 1000), stderr=subprocess.PIPE) as process:
+    """... and saves it. SIGHUP does not if it was ignored at the start, as under nohup."""
+    ignored = (signal.SIGHUP,) if number == signal.SIGTERM else ()
+    pipes = {"stderr": subprocess.PIPE, "ignored": ignored}
+    with start(*training(data, output, "--save-freq", 1), **pipes) as process:
         wait_for(process, "0 epoch, ")
-        poll((output / "checkpoint" / "00000001.npz").exists, process)
+        for each in ignored:
+            process.send_signal(each)
+            wait_for(process, " epoch, ")
+            wait_for(process, " epoch, ")
         process.send_signal(number)
         printed, errors = process.communicate()
     assert process.returncode == 128 + number and "Traceback" not in errors
     done = iterations(output)
-    assert printed == f"Stopped at iteration {done} of 10000; the same command goes on\n"
+    *_, last = printed.splitlines()
+    assert last == f"Stopped after {done} of 10000 iterations; the same command resumes"
     assert [row["epoch"] for row in rows(output)] == [str(epoch) for epoch in range(done)]
-    assert len(weights(output)) == len(art_gan.build_generator(100, 3, 1).get_weights())
-    names = ["checkpoint", "generator.keras", "metrics.csv", "trained-1.png"]  # no training.webp
-    assert sorted(path.name for path in output.iterdir()) == names
+    assert keras.models.load_model(output / "generator.keras").name == f"generator-{done}"
+    previews = [
+        f"trained-{cnt}.{suffix}" for cnt in range(1, done + 1) for suffix in ("keras", "png")
+    ]
+    names = ["checkpoint", "generator.keras", "metrics.csv", *previews]  # no training.webp
+    assert {path.name for path in output.iterdir()} == set(names)
+
+
+def test_states_follow_the_clock_not_the_previews(data, output):
+    """The first state comes after --checkpoint-seconds, the next after as many again."""
+    options = ("--save-freq", 1, "--checkpoint-seconds", 2)
+    with start(*training(data, output, *options)) as process:
+        poll((output / "checkpoint").exists, process)
+        began = time.time()
+        poll(lambda: len(checkpoints(output)) == 2, process)
+        process.kill()
+    first, second = (path.stat().st_mtime for path in checkpoints(output))
+    assert first - began > 2 and 2 <= second - first < 20
+    assert len(list(output.glob("trained-*.png"))) >= iterations(output) > 2
+
+
+def test_young_states_are_kept_and_old_ones_removed(tmp_path):
+    """The newest two stay; so does what a slow bucket may still be receiving."""
+    (tmp_path / "checkpoint").mkdir()
+    ours = [f"{number:08}.npz" for number in range(1, 6)]
+    for age, name in zip((500, 400, 299, 200, 100), ours, strict=True):
+        path = tmp_path / "checkpoint" / name
+        path.touch()
+        os.utime(path, (time.time() - age, time.time() - age))
+    (tmp_path / "checkpoint" / "1.npz").touch()
+    (tmp_path / "checkpoint" / "model.npz").touch()
+    os.utime(tmp_path / "checkpoint" / "1.npz", (0, 0))
+    art_gan.save_checkpoint(tmp_path, [], np.zeros((6, 4), np.float32), {})
+    names = {path.name for path in (tmp_path / "checkpoint").iterdir()}
+    assert names == {*ours[2:], "00000006.npz", "1.npz", "model.npz"}
+
+    for path in checkpoints(tmp_path):
+        os.utime(path, (0, 0))
+    art_gan.save_checkpoint(tmp_path, [], np.zeros((7, 4), np.float32), {})
+    assert [path.name for path in checkpoints(tmp_path)] == ["00000006.npz", "00000007.npz"]
 
 
 def test_all_checkpoints_damaged(halfway, data, main):
-    for path, damage in zip(checkpoints(halfway), (flip, empty), strict=True):
+    for path, damage in zip(checkpoints(halfway), (flip, empty, halve), strict=True):
         damage(path)
     before = contents(halfway)
     result = main(*training(data, halfway, "--epochs", 6))
-    assert "no whole checkpoint; start over with --fresh" in refusal(result)
-    assert len(result.stderr.splitlines()) == 3  # each of the two is named
+    assert "every checkpoint is damaged; start over with --fresh" in refusal(result)
+    assert len(result.stderr.splitlines()) == 4  # each of the three is named
+    assert contents(halfway) == before
+
+
+def test_an_unreadable_disk_is_not_a_damaged_checkpoint(halfway, data, main, monkeypatch):
+    def read_bytes(path):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    before = contents(halfway)
+    monkeypatch.setattr(Path, "read_bytes", read_bytes)
+    line = refusal(main(*training(data, halfway, "--epochs", 6)))
+    assert "00000003.npz: cannot be read (Input/output error)" in line
+    assert "--fresh" not in line and "damaged" not in line
+    line = refusal(main("--generate", 1, "--output", halfway))
+    assert "generator.keras: Input/output error" in line
+    shutil.rmtree(halfway / "art", ignore_errors=True)
     assert contents(halfway) == before
 
 
@@ -475,8 +570,39 @@ def test_a_finished_run_says_so(half, data, main):
     before = contents(half)
     result = main(*training(data, half, "--epochs", 3))
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout == f"{half}: finished, 3 iterations; to go on: --epochs 6\n"
+    assert result.stdout.startswith("Finished 3 iterations. ") and "--epochs 6" in result.stdout
     assert contents(half) == before
+
+
+def global_state():
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    settings = keras.config.dtype_policy().name, keras.config.floatx()
+    formats = keras.config.image_data_format()
+    descriptors = set(os.listdir("/proc/self/fd")) if sys.platform == "linux" else None
+    streams = sys.stdout, sys.stderr
+    state = random.getstate(), np.random.get_state()[1].tolist()
+    return handlers, settings, formats, streams, state, descriptors
+
+
+def test_main_can_be_called_again_and_again(data, output, main, monkeypatch):
+    """From Python or a notebook: all that is global is as before, also after an error."""
+    keras.config.set_dtype_policy("mixed_float16")
+    keras.config.set_image_data_format("channels_first")
+    try:
+        options = training(data, output, "--precision", "mixed_bfloat16")
+        for epochs, code in ((1, 0), (2, 0), (2, 0), (3, 1)):
+            before = global_state()
+            extra = ("--seed", 1) if code else ()
+            result = main(*options, "--epochs", epochs, *extra)
+            assert result.returncode == code, result.stderr
+            after = global_state()
+            assert after == before
+        model = keras.models.load_model(output / "generator.keras")
+        assert {weight.dtype for weight in model.weights} == {"float32"}
+        assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
+    finally:
+        keras.config.set_dtype_policy("float32")
+        keras.config.set_image_data_format("channels_last")
 
 
 # ---- Another run than the one in the folder -------------------------------------------------
@@ -494,7 +620,7 @@ def test_a_finished_run_says_so(half, data, main):
 def test_another_setting_is_refused(option, value, difference, half, data, main):
     before = contents(half)
     line = refusal(main(*training(data, half, option, value, "--epochs", 3)))
-    assert f"started otherwise ({difference}); go on" in line
+    assert f"used different settings ({difference}); use the same" in line
     assert "--fresh" in line and "--output" in line
     assert contents(half) == before
 
@@ -519,46 +645,72 @@ def test_another_noise_size_is_refused(half, data, main, monkeypatch):
     assert "(the noise size was 100, is 101)" in refusal(main(*training(data, half, "--epochs", 3)))
 
 
-def test_fresh_starts_over(halfway, data, whole, folder):
-    """After a refusal; what the old run wrote goes, the rest stays."""
-    kept = ("art/seed0-0001.png", "README.md", "example.png")
-    (halfway / "art").mkdir()
-    for name in (*kept, "trained-99.png", "training.webp", "checkpoint/.part-00000007.npz"):
+def test_fresh_starts_over(halfway, data, whole):
+    """It removes what the old run wrote, by its exact names, and nothing else."""
+    ours = ("trained-99.png", "trained-99.keras", "training.webp", "checkpoint/.part-00000007.npz")
+    ours += ("metrics.csv", "generator.keras", ".part-metrics.csv", "checkpoint/123456789.npz")
+    ours += ("logs/events.out.tfevents.1.host.2.0.art_gan",)
+    kept = ("art/generator-3-seed0-0001.png", "README.md", "example.png", "trained-best.png")
+    kept += ("checkpoint/other_model.safetensors", "checkpoint/1.npz", "checkpoint/x/00000001.npz")
+    kept += (".part-notes.txt", "checkpoint/.part-1", "logs/events.out.tfevents.1.host.2.0.v2")
+    kept += ("trained-007.png", "interpolation-generator-3-seed0.webp")
+    for name in (*ours, *kept):
+        (halfway / name).parent.mkdir(parents=True, exist_ok=True)
         (halfway / name).write_text("old")
-    for name in ("metrics.csv", "generator.keras"):
-        (halfway / name).write_text("old")
-    line = refusal(run(*training(data, halfway, "--seed", 7, "--epochs", 3)))
-    assert "(--seed was 0, is 7)" in line and "--fresh" in line
-
     with start(*training(data, halfway, "--epochs", 6, "--fresh")) as process:
         printed = wait_for(process, "Training on")
-        assert not {path.name for path in halfway.iterdir()} & {
-            "metrics.csv",
-            "generator.keras",
-            "training.webp",
-            "trained-99.png",
-        }
+        assert not any((halfway / name).exists() for name in ours)
         assert not checkpoints(halfway)
         printed += process.stdout.read()
         assert process.wait() == 0
-    assert "Going on" not in printed
+    assert "Resuming" not in printed
     for name in kept:
         assert (halfway / name).read_text() == "old"
         (halfway / name).unlink()
-    (halfway / "art").rmdir()
+    for name in ("art", "logs", "checkpoint/x"):
+        (halfway / name).rmdir()
     assert_same_end(halfway, whole[0])
 
 
-def test_two_runs_in_one_folder(data, output):
+def test_two_runs_in_one_folder(data, output, main):
     with start(*training(data, output)) as process:
         wait_for(process, "0 epoch, ")
-        line = refusal(run(*training(data, output, "--epochs", 1)))
+        line = refusal(main(*training(data, output, "--epochs", 1)))
         assert f"{output}: another run writes there" in line
         assert process.poll() is None
         process.kill()
     lock = os.open(output, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the killed run left none
     os.close(lock)
+
+
+# ---- Consoles that fail -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("console", [">/dev/full 2>&1", ">&- 2>&-", "| head -n 1"])
+def test_a_failing_console_does_not_end_a_run(console, data, whole, output):
+    if "/dev/full" in console and not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full")
+    command = shlex.join(
+        map(str, [sys.executable, ART_GAN, *training(data, output, "--epochs", 6)])
+    )
+    script = f"{command} {console}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr and "error: " not in done.stderr
+    assert_same_end(output, whole[0])
+
+
+def test_the_exit_code_is_the_runs_when_the_reader_of_a_pipe_is_gone(data, output, main):
+    with start(*training(data, output, "--save-freq", 1), stderr=subprocess.PIPE) as process:
+        wait_for(process, "0 epoch, ")
+        process.stdout.close()
+        poll((output / "trained-4.png").exists, process)
+        process.terminate()
+        errors = process.stderr.read()
+        assert process.wait() == 143
+    assert "Traceback" not in errors and "error: " not in errors
+    assert iterations(output) >= 4
 
 
 # ---- Failures -------------------------------------------------------------------------------
@@ -569,39 +721,39 @@ def test_check_finite():
     variables = [keras.Variable(np.zeros(3), name=name) for name in ("first", "second")]
     art_gan.check_finite(metrics, variables)
     variables[1].assign([0, np.inf, 0])
-    with pytest.raises(art_gan.ArtError, match=r"^second at iteration 4 is not finite.*--fresh"):
+    with pytest.raises(art_gan.UserError, match=r"^second at iteration 4 is not finite.*--fresh"):
         art_gan.check_finite(metrics, variables)
     metrics[2, 1] = np.nan
-    with pytest.raises(art_gan.ArtError, match=r"^a loss at iteration 2 is not finite"):
+    with pytest.raises(art_gan.UserError, match=r"^a loss at iteration 2 is not finite"):
         art_gan.check_finite(metrics, variables)
 
 
-def test_a_run_that_is_not_finite_stops_before_it_saves(halfway, data):
+def test_a_run_that_is_not_finite_stops_before_it_saves(halfway, data, main):
     newest = halfway / "checkpoint" / "00000003.npz"
-    with np.load(newest) as file:
-        arrays = {name: file[name] for name in file.files}
-    arrays["arr_0"][0, 0, 0, 0] = np.nan
-    np.savez(newest, **arrays)
+    saved = arrays(newest)
+    saved["arr_0"][0, 0, 0, 0] = np.nan
+    np.savez(newest, **saved)
     before = contents(halfway)
-    result = run(*training(data, halfway, "--epochs", 8))
+    result = main(*training(data, halfway, "--epochs", 8))
     assert "a loss at iteration 3 is not finite" in refusal(result)
     assert contents(halfway) == before
 
 
 def test_a_full_disk_in_each_kind_of_write(halfway, data, whole):
-    """One line each, with all checkpoints intact; with room again, the run ends as if none was."""
+    """One line each, with all checkpoints intact; with room again, the run ends as usual."""
     faults = [
+        (1_000_000, "trained-3.keras"),
         (10_000, "trained-3.png"),
         (1_000_000, "generator.keras"),
         (10, "metrics.csv"),
-        (20_000_000, "00000005.npz"),
+        (20_000_000, "00000006.npz"),
         (1_000, "training.webp"),
     ]
     before = {path.name: path.read_bytes() for path in checkpoints(halfway)}
     for room, name in faults:
         result = python("-c", FAULTY, room, name, *training(data, halfway, "--epochs", 6))
         line = refusal(result)
-        assert "File too large; mend that" in line and "goes on from the last checkpoint" in line
+        assert "File too large; fix that" in line and "resumes from the last checkpoint" in line
         assert not leftovers(halfway)
         if name != "training.webp":  # which is written when the run is over
             assert {path.name: path.read_bytes() for path in checkpoints(halfway)} == before
@@ -622,13 +774,13 @@ def test_an_output_folder_that_cannot_be_written(data, main, tmp_path):
 
 
 def test_an_output_folder_that_vanishes(data, output, tmp_path):
-    with start(*training(data, output), stderr=subprocess.PIPE) as process:
+    with start(*training(data, output, "--save-freq", 1), stderr=subprocess.PIPE) as process:
         wait_for(process, "0 epoch, ")
         output.rename(tmp_path / "moved")
         shutil.rmtree(tmp_path / "moved")
         printed, errors = process.communicate()
     result = subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
-    assert re.search(f"error: {output}/.*: No such file or directory; mend", refusal(result))
+    assert re.search(f"error: {output}/.*: No such file or directory; fix", refusal(result))
     assert not output.exists()
 
 
@@ -641,6 +793,18 @@ def test_out_of_memory(error, main, monkeypatch):
 
     monkeypatch.setattr(art_gan, "train", train)
     assert refusal(main()) == "art_gan.py: error: out of memory; use a smaller --batch-size"
+
+
+def test_an_error_of_tensorflow_is_one_line(main, monkeypatch):
+    def train(args):
+        raise tf.errors.InternalError(
+            None, None, "cuDNN version 9.28 has no kernel\nat stream.cc:1"
+        )
+
+    monkeypatch.setattr(art_gan, "train", train)
+    line = refusal(main())
+    assert "TensorFlow failed: cuDNN version 9.28 has no kernel; " in line
+    assert "CUDA_VISIBLE_DEVICES=-1" in line
 
 
 # ---- Pictures -------------------------------------------------------------------------------
@@ -659,18 +823,24 @@ def images(folder):
 
 
 def test_new_pictures(trained, main):
+    (trained / "art").mkdir()
+    (trained / "art" / ".part-generator-2-seed3-0001.png").touch()  # of a run that was killed
+    (trained / "art" / ".part-mine.png").touch()
     assert main("--generate", 30, "--output", trained, "--seed", 3).returncode == 0
+    assert leftovers(trained) == [".part-mine.png"]
+    (trained / "art" / ".part-mine.png").unlink()
     first = images(trained / "art")
-    names = [f"seed3-{number:04}.png" for number in range(1, 31)]
-    assert sorted(first) == [*names, "seed3-grid.png"]
+    names = [f"generator-3-seed3-{number:04}.png" for number in range(1, 31)]
+    grid = "generator-3-seed3-grid.png"
+    assert sorted(first) == [*names, grid]
     for number, name in enumerate(names):
         assert first[name].shape == (32, 32, 3)
         top, left = (4 + 36 * place for place in divmod(number, 7))
         if number < 28:
-            place = first["seed3-grid.png"][top : top + 32, left : left + 32]
+            place = first[grid][top : top + 32, left : left + 32]
             np.testing.assert_array_equal(place, first[name])
     assert len({picture.tobytes() for picture in first.values()}) == 31
-    assert first["seed3-grid.png"].shape == (4 + 4 * 36, 4 + 7 * 36, 3)
+    assert first[grid].shape == (4 + 4 * 36, 4 + 7 * 36, 3)
 
     shutil.rmtree(trained / "art")
     assert main("--generate", 2, "--output", trained, "--seed", 3).returncode == 0
@@ -687,13 +857,56 @@ def test_new_pictures_by_the_command(trained, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "2 pictures and a grid in" in result.stdout
     assert sorted(path.name for path in trained.iterdir()) == ["art", "generator.keras"]
-    assert sorted(images(trained / "art")) == ["seed0-0001.png", "seed0-0002.png", "seed0-grid.png"]
+    names = [f"generator-3-seed0-{end}.png" for end in ("0001", "0002", "grid")]
+    assert sorted(images(trained / "art")) == names
+
+
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+def test_each_preview_keeps_the_generator_that_painted_it(
+    precision, whole, data, output, main, tmp_path
+):
+    """... also after a kill and a resume. Painted again, it gives the same file."""
+    if precision == "float32":
+        output = whole[0]
+    else:
+        options = training(data, output, "--epochs", 6, "--precision", precision)
+        result = python("-c", FAULTY, "after", "trained-2.png", *options, "--checkpoint-seconds", 1)
+        assert result.returncode == -signal.SIGKILL, result.stderr
+        assert main(*options).returncode == 0
+    noise = art_gan.random_noise(art_gan.PREVIEW_COUNT, 0, art_gan.PREVIEW_STREAM)
+    previews = sorted(path.stem for path in output.glob("trained-*.png"))
+    assert previews == ["trained-1", "trained-2", "trained-3"]
+    for name in previews:
+        generator = art_gan.load_generator(output / f"{name}.keras")
+        art_gan.save_images(tmp_path / "again.png", art_gan.build_painter(generator)(noise))
+        assert (tmp_path / "again.png").read_bytes() == (output / f"{name}.png").read_bytes()
+
+
+def test_painting_with_the_generator_of_a_preview(half, trained, main):
+    for cnt in (1, 2):
+        shutil.copy(half / f"trained-{cnt}.keras", trained)
+    for option in ((), ("--from", 1), ("--from", 2)):
+        assert main("--generate", 1, "--output", trained, *option).returncode == 0
+        assert main("--interpolate", 2, "--output", trained, *option).returncode == 0
+    art = images(trained / "art")
+    names = [f"{name}-seed0-0001.png" for name in ("generator-3", "trained-1", "trained-2")]
+    # The second preview was painted after three iterations, as the newest generator.
+    assert set(names) <= set(art) and len({art[name].tobytes() for name in names}) == 2
+    assert {path.name for path in trained.glob("*.webp")} == {
+        f"interpolation-{name}-seed0.webp" for name in ("generator-3", "trained-1", "trained-2")
+    }
+    line = refusal(main("--generate", 1, "--output", trained, "--from", 63))
+    assert line.endswith("trained-63.keras: no such generator; --from can be 1, 2")
 
 
 def test_a_loop_through_new_pictures(trained, main):
+    generator = keras.models.load_model(trained / "generator.keras")
+    *_, kernel, bias = generator.get_weights()
+    generator.set_weights([*generator.get_weights()[:-2], 20 * kernel, bias])  # more contrast
+    generator.save(trained / "generator.keras")
     assert main("--interpolate", 2, "--output", trained, "--seed", 3).returncode == 0
     assert main("--generate", 2, "--output", trained, "--seed", 3).returncode == 0
-    with Image.open(trained / "interpolation-seed3.webp") as animation:
+    with Image.open(trained / "interpolation-generator-3-seed3.webp") as animation:
         assert animation.is_animated and animation.info["loop"] == 0
         frames = []
         for number in range(animation.n_frames):
@@ -706,9 +919,31 @@ def test_a_loop_through_new_pictures(trained, main):
     across = np.abs(frames[0] - frames[art_gan.LOOP_STEPS]).mean()
     assert max(steps) < across / 2  # the last step, back to the first frame, included
     for number in (1, 2):  # it passes through the pictures of the same seed
-        picture = np.asarray(Image.open(trained / "art" / f"seed3-{number:04}.png"), float)
+        name = f"generator-3-seed3-{number:04}.png"
+        picture = np.asarray(Image.open(trained / "art" / name), float)
         frame = frames[art_gan.LOOP_STEPS * (number - 1)]
         assert np.abs(frame - picture).mean() < np.abs(frame - frames[15]).mean()
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_an_animation_keeps_one_frame_in_memory(count, tmp_path):
+    references, most = [], 0
+
+    def frames():
+        nonlocal most
+        for number in range(count):
+            frame = Image.new("RGB", (8, 8), (5 * number, 0, 200))
+            references.append(weakref.ref(frame))
+            most = max(most, sum(reference() is not None for reference in references))
+            yield frame
+
+    art_gan.save_animation(tmp_path / "a.webp", frames(), count, 40)
+    assert most <= 3
+    with Image.open(tmp_path / "a.webp") as animation:
+        assert animation.n_frames == count
+        for number in range(count):
+            animation.seek(number)
+            assert abs(animation.convert("RGB").getpixel((4, 4))[0] - 5 * number) < 12
 
 
 @pytest.mark.parametrize("job", ["--generate", "--interpolate"])
@@ -719,15 +954,35 @@ def test_no_generator(job, main, tmp_path):
     assert "generator.keras: cannot be read (" in refusal(main(job, 2, "--output", tmp_path))
 
 
+def test_the_generator_of_a_newer_keras(trained, main):
+    """Its first line only, with the Keras that is installed and the one that wrote it."""
+    path = trained / "generator.keras"
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    config = json.loads(files["config.json"])
+    config["config"]["layers"][1]["config"]["brand_new_option"] = 1
+    files["config.json"] = json.dumps(config)
+    files["metadata.json"] = json.dumps({"keras_version": "9.8.7"})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    line = refusal(main("--generate", 1, "--output", trained))
+    assert f"read with Keras {keras.__version__}, written by Keras 9.8.7" in line
+
+
 def test_the_time_lapse_of_many_or_no_previews(tmp_path, monkeypatch):
+    """Of too many it shows some, the first and the last among them."""
     art_gan.save_timelapse(tmp_path, 9, 2)
     assert not list(tmp_path.iterdir())
     monkeypatch.setattr(art_gan, "TIMELAPSE_FRAMES", 3)
-    for number in range(1, 6):
-        Image.new("RGB", (8, 8), (50 * number, 0, 0)).save(tmp_path / f"trained-{number}.png")
-    art_gan.save_timelapse(tmp_path, 9, 2)
+    for number in range(1, 7):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / f"trained-{number}.png")
+    art_gan.save_timelapse(tmp_path, 11, 2)
     with Image.open(tmp_path / "training.webp") as animation:
         assert animation.n_frames == 3
+        for frame, number in ((0, 1), (2, 6)):
+            animation.seek(frame)
+            assert abs(animation.convert("RGB").getpixel((4, 4))[0] - 40 * number) < 12
 
 
 def test_new_pictures_from_another_noise_size(tmp_path, main):
@@ -772,7 +1027,7 @@ for path in sys.argv[1:]:
 
 def test_the_log_has_one_line_for_each_preview(whole):
     output, printed = whole
-    lines = [line for line in printed.splitlines() if "epoch" in line]
+    lines = [line for line in printed.splitlines() if " epoch, " in line]
     found = [PREVIEW.fullmatch(line).groups() for line in lines]
     assert [int(epoch) for epoch, *_ in found] == [0, 2, 4]
     for epoch, d_accuracy, g_accuracy, pace in found:
@@ -785,7 +1040,7 @@ def test_the_log_has_one_line_for_each_preview(whole):
 
 
 def test_the_metrics(whole):
-    names = art_gan.METRICS.split(",")
+    names = list(art_gan.METRICS)
     table = rows(whole[0])
     assert list(table[0]) == ["epoch", *names]
     assert [row["epoch"] for row in table] == ["0", "1", "2", "3", "4", "5"]
@@ -794,7 +1049,12 @@ def test_the_metrics(whole):
         np.testing.assert_array_equal(values, file["metrics"])
 
 
-def test_a_terminal_gets_a_bar_and_an_idle_nvidia_gpu_a_warning(data, output, tmp_path):
+@pytest.mark.parametrize("columns", [120, 40])
+def test_a_terminal_gets_a_progress_line_and_an_idle_nvidia_gpu_a_warning(
+    columns, data, output, tmp_path
+):
+    """A narrow terminal keeps the counter and the time left. The cursor is never hidden for long:
+    a process that is killed cannot bring it back."""
     pty = pytest.importorskip("pty")
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
@@ -802,7 +1062,7 @@ def test_a_terminal_gets_a_bar_and_an_idle_nvidia_gpu_a_warning(data, output, tm
         PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
         CUDA_VISIBLE_DEVICES="99",  # none is hidden on purpose, and none is there
         TERM="xterm",
-        COLUMNS="120",
+        COLUMNS=str(columns),
     )
     terminal, slave = pty.openpty()
     options = training(data, output, "--epochs", 4)
@@ -815,12 +1075,111 @@ def test_a_terminal_gets_a_bar_and_an_idle_nvidia_gpu_a_warning(data, output, tm
         errors = process.stderr.read()
         assert process.wait() == 0, errors
     os.close(terminal)
+    before_the_first_iteration = shown.split(b" epoch, ")[0]
+    assert shown.count(b"\x1b[?25l") == before_the_first_iteration.count(b"\x1b[?25l") == 1
+    assert re.search(rb"\x1b\[\?25l.{0,400}\x1b\[\?25h", before_the_first_iteration, re.DOTALL)
     shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", shown.decode())  # without colours
-    assert re.search(r"4/4 .*━.*D \d\.\d{3} +\d+%, G \d\.\d{3} +\d+%, .* s/iteration", shown)
+    rest = {
+        120: r", \d+\.\d\d s/iteration, D \d\.\d{3} +\d+%, G \d\.\d{3} +\d+% ━",
+        40: r", \d+\.\d\d s/iteration, D.{0,8}…",
+    }
+    assert re.search(r"4/4 0:00:00 left" + rest[columns], shown)
     assert len(re.findall(r"\d epoch, Discriminator accuracy: ", shown)) == 2
-    assert re.search(r"Training on the CPU \(.+, \d+ cores\), in float32", shown)
+    assert re.search(r"Training on the CPU \(.+, \d+ cores\),\s+in float32", shown)
     warnings = [line for line in errors.splitlines() if line.startswith("warning: ")]
     assert len(warnings) == 1 and "tensorflow[and-cuda]" in warnings[0]
+
+
+def test_a_discriminator_that_has_won_is_reported_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(art_gan, "WON_ITERATIONS", 5)
+    settings = {"the picture size": 32, "--save-freq": 100}
+    start = np.zeros((3, 4), np.float32)
+    start[1:, 1] = 1
+    generator = art_gan.build_generator(art_gan.NOISE_SIZE, 3, 1)
+    run = art_gan.Run(tmp_path, settings, generator, [], start)
+    said = []
+    for accuracy in (1, 0.99, 0.995, 1, 1, 0.98, 1, 1, 1, 1, 1, 1):
+        run.pending.append(tf.constant([0, accuracy, 0, 0], tf.float32))
+        run.collect_metrics()
+        said.append(capsys.readouterr().out)
+    assert [bool(text) for text in said] == [False, False, True] + [False] * 9
+    assert "99% or more for 5 iterations in a row" in said[2] and "--seed" in said[2]
+
+
+def test_tensorboard_shows_one_curve_of_a_killed_and_resumed_run(data, whole, output, main):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    options = training(data, output, "--epochs", 6, "--tensorboard")
+    (output / "logs").mkdir(parents=True)
+    (output / "logs" / "events.out.tfevents.1.host.2.0.v2").touch()  # of another program
+    result = python("-c", FAULTY, "after", "trained-2.png", *options, "--checkpoint-seconds", 1)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert main(*options).returncode == 0
+    events = loader.EventAccumulator(str(output / "logs"), {"tensors": 0, "images": 0}).Reload()
+    table = rows(output)
+    assert set(events.Tags()["tensors"]) == {*art_gan.METRICS, "preview"}
+    for name in art_gan.METRICS:
+        curve = events.Tensors(name)
+        assert [event.step for event in curve] == list(range(6))
+        values = [np.float32(row[name]) for row in table]
+        np.testing.assert_array_equal([tf.make_ndarray(e.tensor_proto) for e in curve], values)
+    previews = events.Tensors("preview")
+    assert [event.step for event in previews] == [0, 2, 4]
+    *_, png = tf.make_ndarray(previews[-1].tensor_proto)
+    expected = np.asarray(Image.open(output / "trained-3.png"))
+    np.testing.assert_array_equal(tf.io.decode_png(png), expected)
+    (output / "logs" / "events.out.tfevents.1.host.2.0.v2").unlink()
+    shutil.rmtree(output / "logs")
+    assert_same_end(output, whole[0])
+
+
+def test_tensorboard_is_optional(data, output, main, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    line = refusal(main(*training(data, output, "--tensorboard")))
+    assert line.endswith("--tensorboard needs one more package: pip install tensorboard")
+
+
+# ---- Half precision and GPUs ------------------------------------------------------------------
+
+
+def test_a_float16_run_resumes_exactly_across_skipped_steps(data, tmp_path, main, monkeypatch):
+    """Four iterations at once, and two and two; the loss scale begins far too high."""
+    scaled = partial(keras.optimizers.LossScaleOptimizer, initial_scale=2.0**40)
+    monkeypatch.setattr(keras.optimizers, "LossScaleOptimizer", scaled)
+    options = ("--precision", "mixed_float16", "--checkpoint-seconds", 0)
+    result = main(*training(data, tmp_path / "one", *options, "--epochs", 4))
+    assert result.returncode == 0, result.stderr
+    assert "warning: mixed_float16 is for GPUs and slow on a CPU" in result.stderr
+    for epochs in (2, 4):
+        assert main(*training(data, tmp_path / "two", *options, "--epochs", epochs)).returncode == 0
+    shutil.rmtree(tmp_path / "two" / "checkpoint" / "x", ignore_errors=True)
+    assert_same_end(tmp_path / "two", tmp_path / "one")
+    first, last = (arrays(checkpoints(tmp_path / "one")[i]) for i in (0, -1))
+    scales = [
+        [v for v in each.values() if v.shape == () and v.dtype == np.float32 and v > 2**9]
+        for each in (first, last)
+    ]
+    assert scales[0][0] > scales[1][0]  # steps were skipped before and after the first state
+    shutil.rmtree(tmp_path / "one")
+    shutil.rmtree(tmp_path / "two")
+
+
+def test_one_gpu_is_used_and_shared(monkeypatch, capsys):
+    gpus = [tf.config.PhysicalDevice(f"/physical_device:GPU:{i}", "GPU") for i in range(2)]
+    calls = []
+    experimental = tf.config.experimental
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda *call: calls.append(call))
+    monkeypatch.setattr(experimental, "set_memory_growth", lambda *call: calls.append(call))
+    details = {"device_name": "Tesla V100"}
+    monkeypatch.setattr(experimental, "get_device_details", lambda gpu: details)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+    assert art_gan.select_device("mixed_float16") == "Tesla V100"
+    assert calls == [(gpus[0], "GPU"), (gpus[0], True)]
+    printed = capsys.readouterr()
+    assert "CUDA_VISIBLE_DEVICES=6 python art_gan.py" in printed.out and not printed.err
+    gpus.pop()
+    art_gan.select_device("float32")
+    assert not capsys.readouterr().out
 
 
 # ---- A cloud's job runner -------------------------------------------------------------------
@@ -847,13 +1206,51 @@ def test_the_contract_with_a_job_runner(data, whole, output, tmp_path):
     with start(*options, **job) as process:
         wait_for(process, "0 epoch, ")
         process.terminate()
-        assert "the same command goes on" in process.stdout.read()
+        assert "the same command resumes" in process.stdout.read()
         assert process.wait() == 143
     stopped = iterations(output)
     with start(*options, **job) as process:
-        wait_for(process, f"Going on from iteration {stopped} of 6")
+        wait_for(process, f"Resuming from iteration {stopped} of 6")
         process.stdout.read()
         assert process.wait() == 0
     assert_same_end(output, whole[0])
     written = {str(path.relative_to(project)) for path in project.rglob("*") if path.is_file()}
     assert {name for name in written if "__pycache__" not in name} == set(tracked)
+
+
+def test_a_slow_bucket_that_dies_with_the_machine_holds_a_state(data, output, tmp_path):
+    """An rclone mount, as SkyPilot's MOUNT_CACHED: it uploads files a while after they are closed.
+
+    Both the run and the mount are killed. What the bucket got has to be enough to resume.
+    """
+    if not (shutil.which("rclone") and shutil.which("fusermount3") and os.path.exists("/dev/fuse")):
+        pytest.skip("needs rclone and fuse3")
+    bucket, mount = tmp_path / "bucket", tmp_path / "mount"
+    bucket.mkdir()
+    mount.mkdir()
+    command = ["rclone", "mount", f":local:{bucket}", mount, "--vfs-cache-mode", "full"]
+    command += ["--vfs-write-back", "1s", "--vfs-fast-fingerprint", "--bwlimit", "20M"]
+    command += ["--cache-dir", tmp_path / "cache", "--config", os.devnull]
+    options = ("--save-freq", 5, "--checkpoint-seconds", 4)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as rclone:
+        try:
+            deadline = time.monotonic() + 20
+            while not os.path.ismount(mount):
+                if rclone.poll() is not None:
+                    pytest.skip(f"rclone cannot mount here: {rclone.stderr.read()}")
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            with start(*training(data, mount / "run", *options)) as process:
+                poll(lambda: len(checkpoints(mount / "run")) >= 5, process)
+                process.kill()
+            made = [int(path.stem) for path in checkpoints(mount / "run")]
+        finally:
+            rclone.kill()
+            subprocess.run(["fusermount3", "-uz", mount], capture_output=True)
+    shutil.copytree(bucket / "run", output)
+    epochs = made[-1] + 2
+    with start(*training(data, output, *options, "--epochs", epochs)) as process:
+        printed = wait_for(process, "Resuming from iteration")
+        assert int(re.search(r"Resuming from iteration (\d+)", printed)[1]) in made
+        process.stdout.read()
+        assert process.wait() == 0
