@@ -1,11 +1,12 @@
 """Measure art_gan.py and image_resizer.py against the article's own loops; prints Markdown tables.
 
-    python tests/benchmark.py                     the README's tables
+    python tests/benchmark.py                     the README's tables; with a GPU, one about it
     python tests/benchmark.py --iterations 50     the same, long enough to see memory grow
     python tests/benchmark.py --growth            how the cost of training grows instead
 
 Each contender is a process of its own, which warms up and then takes a turn whenever it is told to.
-They go in turn, so that a machine that slows down slows all of them.
+On a CPU they go in turn, so that a machine that slows down slows all of them. On a GPU they train
+one after the other, as its memory may not hold all of them at once.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import itertools
 import multiprocessing
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -30,9 +32,13 @@ sys.path.insert(0, str(ROOT))  # the imports are late, as a resizer needs no Ten
 os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # or one contender takes the whole GPU
 
 LOOP, PROJECT = "article's loop", "this project, float32"
+# Options of project_loop(); a contender's name lists its own.
+NO_TF32, NO_FUSE, XLA, CONSTANT = "without TF32", "without fuse()", "XLA", "one constant batch"
+PRECISIONS = (("float32",), ("float32", NO_TF32), ("mixed_bfloat16",), ("mixed_float16",))
+NOT_COUNTED = {"Const", "Placeholder", "NoOp", "Identity", "ReadVariableOp"}  # they compute nothing
 SIZES = (32, 64, 128, 256)
 PICTURES, DRAWN = 512, 200  # for training; for the resizer
-WARM_UP = 2  # iterations that are not timed
+WARM_UP, GPU_WARM_UP = 2, 10  # iterations that are not timed
 REPEATS = 3  # of the resizers and the start
 GROWTH_ITERATIONS, GROWTH_BATCHES, GROWTH_PICTURES = 5, (8, 16, 32, 64), (64, 512, 4096)
 
@@ -43,16 +49,32 @@ GROWTH_ITERATIONS, GROWTH_BATCHES, GROWTH_PICTURES = 5, (8, 16, 32, 64), (64, 51
 def build_networks(pictures):
     import art_gan
 
-    resolution = art_gan.RESOLUTIONS[pictures.shape[1]]
-    generator = art_gan.build_generator(art_gan.NOISE_SIZE, art_gan.IMAGE_CHANNELS, resolution)
+    generate_res = art_gan.GENERATE_RES[pictures.shape[1]]
+    generator = art_gan.build_generator(art_gan.NOISE_SIZE, art_gan.IMAGE_CHANNELS, generate_res)
     return generator, art_gan.build_discriminator(pictures.shape[1:])
+
+
+def device_peak():
+    """The largest number of bytes that tensors took on the GPU so far; None without a GPU."""
+    import art_gan
+
+    config = art_gan.tf.config
+    if config.list_physical_devices("GPU"):
+        return config.experimental.get_memory_info("GPU:0")["peak"]
+
+
+def count_operations(iteration, batch):
+    """The number of operations in the graph of one iteration and in the functions it calls."""
+    graph = iteration.get_concrete_function(*batch).graph.as_graph_def()
+    nodes = [*graph.node, *(node for call in graph.library.function for node in call.node_def)]
+    return sum(node.op not in NOT_COUNTED for node in nodes)
 
 
 def article_loop(data, batch_size):
     """The article's iteration as one ports it to Keras 3 by hand, replacing names alone.
 
     Its discriminator does not train: `trainable = False` now holds for its own steps, too. So it
-    does less than the article's and than this project's.
+    does less than the article's and than this project's. On a GPU, Keras 3 compiles it with XLA.
     """
     os.environ["TF_NUM_INTEROP_THREADS"] = str(os.cpu_count())  # TensorFlow's choice, not ours
     import art_gan
@@ -70,7 +92,7 @@ def article_loop(data, batch_size):
     y_real, y_fake = np.ones((batch_size, 1)), np.zeros((batch_size, 1))
 
     while True:
-        yield
+        yield "-", device_peak()
         x_real = pictures[np.random.randint(0, len(pictures), batch_size)]
         noise = np.random.normal(0, 1, (batch_size, art_gan.NOISE_SIZE))
         x_fake = generator.predict(noise, verbose=0)
@@ -79,20 +101,27 @@ def article_loop(data, batch_size):
         combined.train_on_batch(noise, y_real)
 
 
-def project_loop(data, batch_size, precision="float32", constant=False, plain=False):
-    """This project's iteration; `constant`: on its first batch only; `plain`: without fuse()."""
+def project_loop(data, batch_size, precision, *options):
+    """This project's iteration, with any of NO_TF32, NO_FUSE, XLA and CONSTANT as options.
+
+    Each turn gives the number of operations of one iteration and the peak memory on the GPU.
+    """
     import art_gan
 
     art_gan.keras.config.set_dtype_policy(precision)
-    if plain:
+    if NO_TF32 in options:
+        art_gan.tf.config.experimental.enable_tensor_float_32_execution(False)
+    if NO_FUSE in options:
         art_gan.fuse = lambda model: model
     pictures = art_gan.load_data(data)
-    step, _ = art_gan.build_iteration(*build_networks(pictures))
+    step, _ = art_gan.build_iteration(*build_networks(pictures), jit_compile=XLA in options)
     stream = art_gan.batches(pictures, data, 0, range(10**9), batch_size)
-    if constant:
-        stream = itertools.repeat(next(stream))
+    first = next(stream)
+    if CONSTANT in options:
+        stream = itertools.repeat(first)
+    operations = count_operations(step, first)
     while True:
-        yield
+        yield operations, device_peak()
         step(*next(stream)).numpy()  # numpy() waits for the device
 
 
@@ -124,16 +153,19 @@ def python(*arguments):
 
 
 def machine():
-    """Yields the line that says what is measured on."""
+    """Yields the line that says what is measured on, and whether that has a GPU."""
     import art_gan
 
     tf, flags = art_gan.tf, {"avx512_bf16", "amx_bf16"} & set(proc("cpuinfo", "flags").split())
-    gpu = art_gan.describe_device() if tf.config.list_physical_devices("GPU") else "no GPU"
-    yield (
+    gpu, gpus = "no GPU", tf.config.list_physical_devices("GPU")
+    if gpus:
+        gpu = tf.config.experimental.get_device_details(gpus[0])["device_name"]
+    line = (
         f"{proc('cpuinfo', 'model name') or platform.machine()}, {os.cpu_count()} cores, "
         f"{' '.join(sorted(flags)) or 'no bf16'}; {gpu}; Python {platform.python_version()}, "
         f"TensorFlow {tf.__version__}, Keras {art_gan.keras.__version__}"
     )
+    yield line, bool(gpus)
 
 
 def proc(file, key):
@@ -156,6 +188,10 @@ def serve(pipe, log, task, *arguments):
 
 
 # ---- In the first process -------------------------------------------------------------------
+
+
+class ContenderFailed(SystemExit):
+    """A contender's process ended, and in a few words why; ends the benchmark unless caught."""
 
 
 @contextlib.contextmanager
@@ -181,7 +217,11 @@ def contender(*job):
                 return answer
             except (EOFError, OSError):
                 process.join()
-                sys.exit(f"{log.read()}{job[0].__name__}{job[1:]} ended with {process.exitcode}")
+                messages = log.read()
+                print(f"{messages}{job[0].__name__}{job[1:]} failed", file=sys.stderr, flush=True)
+                errors = re.findall(r"^(?:\w+\.)*(\w+Error)\b", messages, re.MULTILINE)
+                reason = errors[-1] if errors else f"exit code {process.exitcode}"
+                raise ContenderFailed(f"failed: {reason}") from None
 
         try:
             yield turn
@@ -193,7 +233,7 @@ def contender(*job):
 def measure(count, warm_up, jobs):
     """Let each of `jobs`, {name: (generator function, *arguments)}, take `count` turns.
 
-    Returns {name: (median seconds, peak bytes, growth in bytes from the third turn to the last)}.
+    Returns {name: (median seconds, peak bytes, growth in bytes since turn three, last result)}.
     """
     turns, result = {}, {}
     with contextlib.ExitStack() as stack:
@@ -203,8 +243,9 @@ def measure(count, warm_up, jobs):
                 turns[name]()
         rounds = [{name: turn() for name, turn in turns.items()} for _ in range(count)]
     for name in jobs:
-        _, seconds, peaks, anonymous = zip(*(each[name] for each in rounds), strict=True)
-        result[name] = median(seconds), peaks[-1], anonymous[-1] - anonymous[min(2, count - 1)]
+        given, seconds, peaks, anonymous = zip(*(each[name] for each in rounds), strict=True)
+        growth = anonymous[-1] - anonymous[min(2, count - 1)]
+        result[name] = median(seconds), peaks[-1], growth, given[-1]
     return result
 
 
@@ -231,30 +272,55 @@ def draw_pictures(folder):
         blots.resize((width, height)).save(folder / f"{number}.jpg", quality=90)
 
 
-def measure_training(folder, size, batch_size, iterations, plain):
+def training_jobs(folder, size, batch_size, variants):
+    """{name: job} of the article's loop, and of project_loop() with each of `variants`."""
     data = make_data(folder, size, PICTURES), batch_size
-    constant = f"{PROJECT}, one constant batch"
-    jobs = {
-        LOOP: (article_loop, *data),
-        PROJECT: (project_loop, *data),
-        "this project, mixed_bfloat16": (project_loop, *data, "mixed_bfloat16"),
-        constant: (project_loop, *data, "float32", True),
-    }
-    if plain:
-        jobs[f"{PROJECT}, without fuse()"] = (project_loop, *data, "float32", False, True)
-    result = measure(iterations, WARM_UP, jobs)
-    loop_seconds, loop_peak, _ = result[LOOP]
+    ours = {", ".join(("this project", *each)): (project_loop, *data, *each) for each in variants}
+    return {LOOP: (article_loop, *data), **ours}
+
+
+def measure_cpu(folder, size, batch_size, iterations, plain):
+    variants = [("float32",), ("mixed_bfloat16",), ("float32", CONSTANT)]
+    variants += [("float32", NO_FUSE)] * plain
+    result = measure(iterations, WARM_UP, training_jobs(folder, size, batch_size, variants))
+    loop = result[LOOP]
     print_table(
         f"One iteration, {size} px, batch {batch_size}: medians of {iterations}",
-        "| contender | seconds | ratio | peak memory, GB | ratio | growth, MB |",
-        "| {} | {:.3f} | {:.2f} | {:.2f} | {:.2f} | {:+.1f} |",
+        "| contender | seconds | ratio | peak memory, GB | ratio | growth, MB | operations |",
+        "| {} | {:.3f} | {:.2f} | {:.2f} | {:.2f} | {:+.1f} | {} |",
         (
-            (name, seconds, seconds / loop_seconds, peak / 1e9, peak / loop_peak, growth / 1e6)
-            for name, (seconds, peak, growth) in result.items()
+            (name, seconds, seconds / loop[0], peak / 1e9, peak / loop[1], growth / 1e6, operations)
+            for name, (seconds, peak, growth, (operations, _)) in result.items()
         ),
     )
-    ratio = result[PROJECT][0] / result[constant][0]
+    ratio = result[PROJECT][0] / result[f"{PROJECT}, {CONSTANT}"][0]
     print(f"\nPrefetched batches, of one constant batch: {ratio:.3f}", flush=True)
+
+
+def measure_gpu(folder, size, batch_size, iterations):
+    choices = itertools.product(PRECISIONS, [(), (NO_FUSE,)], [(), (XLA,)])
+    variants = [sum(choice, ()) for choice in choices] + [("float32", CONSTANT)]
+
+    def rows():
+        loop_seconds = float("nan")  # if it fails
+        for name, job in training_jobs(folder, size, batch_size, variants).items():
+            try:
+                result = measure(iterations, GPU_WARM_UP, {name: job})
+            except ContenderFailed as failure:
+                yield name, failure, "", "", ""
+                continue
+            seconds, _, _, (operations, peak) = result[name]
+            if name == LOOP:
+                loop_seconds = seconds
+            ratio = seconds / loop_seconds
+            yield name, f"{seconds:.4f}", f"{ratio:.2f}", f"{peak / 1e9:.2f}", operations
+
+    print_table(
+        f"One iteration on the GPU, {size} px, batch {batch_size}: medians of {iterations}",
+        "| contender | seconds | ratio | peak device memory, GB | operations |",
+        "| {} | {} | {} | {} | {} |",
+        rows(),
+    )
 
 
 def measure_resizer(folder, size, pictures):
@@ -271,7 +337,7 @@ def measure_resizer(folder, size, pictures):
             job = str(source), str(folder / "resized.npy"), size
             jobs = {LOOP: (article_resizer, *job), "this project": (project_resizer, *job)}
             result, number = measure(REPEATS, 0, jobs), len(os.listdir(source))
-            for name, (seconds, peak, _) in result.items():
+            for name, (seconds, peak, *_) in result.items():
                 yield name, number, number / seconds, result[LOOP][0] / seconds, peak / 1e6
 
     print_table(
@@ -301,8 +367,8 @@ def measure_growth(folder, largest, batch_size):
 
     def rows():
         for size, batch, pictures in dict.fromkeys(cases):
-            job = project_loop, make_data(folder, size, pictures), batch
-            ((seconds, peak, _),) = measure(GROWTH_ITERATIONS, WARM_UP, {PROJECT: job}).values()
+            job = project_loop, make_data(folder, size, pictures), batch, "float32"
+            ((seconds, peak, *_),) = measure(GROWTH_ITERATIONS, WARM_UP, {PROJECT: job}).values()
             yield size, batch, pictures, seconds, peak / 1e9
 
     print_table(
@@ -319,20 +385,23 @@ def main():
     add("--size", type=int, choices=SIZES, default=128, help="of the pictures, in pixels")
     add("--batch-size", type=int, default=32, help="pictures in one iteration")
     add("--iterations", type=int, default=10, help="of each contender; 0: no training")
-    add("--plain", action="store_true", help="measure this project without fuse(), too")
+    add("--plain", action="store_true", help="on a CPU, measure this project without fuse(), too")
     add("--pictures", metavar="FOLDER", help="RGB pictures, and no other files, for the resizer")
     add("--growth", action="store_true", help="how the cost grows instead; --size is the largest")
     args = parser.parse_args()
     # Unwind, or stopped processes stay behind.
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with contender(machine) as turn:
-        print(turn()[0], flush=True)
+        line, gpu = turn()[0]
+        print(line, flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         if args.growth:
             return measure_growth(folder, args.size, args.batch_size)
-        if args.iterations:
-            measure_training(folder, args.size, args.batch_size, args.iterations, args.plain)
+        if args.iterations and gpu:
+            measure_gpu(folder, args.size, args.batch_size, args.iterations)
+        elif args.iterations:
+            measure_cpu(folder, args.size, args.batch_size, args.iterations, args.plain)
         measure_resizer(folder, args.size, args.pictures)
         measure_start(folder)
 
