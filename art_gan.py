@@ -4,9 +4,8 @@
     python art_gan.py --generate 100     paint new pictures with the trained generator
 
 This is the program of the 2020 article "Generating Modern Arts using Generative Adversarial
-Network (GAN) on Spell": a generator turns noise into pictures, a discriminator tells them from
-paintings, and each learns from the other. The networks and the training loop come first, in the
-article's order. Below the divider is what makes them fast, safe to interrupt and easy to use.
+Network (GAN) on Spell". Its networks and its training loop come first, in the article's order.
+Below the divider is what makes them fast, safe to interrupt and easy to use.
 """
 
 import argparse
@@ -19,14 +18,12 @@ import io
 import itertools
 import json
 import os
-import platform
 import random
 import re
 import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import zipfile
 import zlib
@@ -37,8 +34,10 @@ from pathlib import Path
 from typing import Any, TextIO
 
 if __name__ == "__main__":
+    # If a standard stream is closed, the next file to be opened would get its number and receive
+    # what TensorFlow prints. So open the null device in its place.
     while os.open(os.devnull, os.O_RDWR) < 3:
-        pass  # a standard stream is closed: no file may get its number, and TensorFlow's log
+        pass
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while TensorFlow loads: no traceback
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
@@ -69,24 +68,19 @@ SAVE_FREQ = 100  # iterations between two previews
 NOISE_SIZE = 100  # how many random numbers the generator makes a picture from
 EPOCHS = 10000  # iterations; the article calls one iteration an epoch
 BATCH_SIZE = 32
-GENERATE_RES = {32: 1, 64: 2, 128: 3, 256: 4}  # by picture size; the article has 128 and 3
+GENERATE_RES = {32: 1, 64: 2, 128: 3, 256: 4}  # by picture size, which is that of the data
 IMAGE_CHANNELS = 3
 
 # Settings that the article does not have
-DATA = "cubism_data.npy"
-OUTPUT = "output"
+DATA_FILE = "cubism_data.npy"
+OUTPUT_DIR = "output"
 CHECKPOINT_SECONDS = 60  # a machine that dies costs no more work than this
 CHECKPOINTS = 2  # how many are kept: the newest, and one in case it is damaged
-UPLOAD_SECONDS = 300  # younger checkpoints are kept too: a slow bucket may still be receiving them
-EPSILON = 1e-7  # Keras 2.3 clips probabilities to EPSILON..1 - EPSILON in its loss
-JIT_COMPILE = False  # XLA: three times as slow on a CPU, not measured on a GPU
+UPLOAD_SECONDS = 300  # younger checkpoints are kept too: they may still be uploading to a bucket
 WON_ACCURACY, WON_ITERATIONS = 0.99, 500  # a discriminator this good for this long has won
 TIMELAPSE = "training.webp"  # not a GIF: all colours instead of 256, in a smaller file
-TIMELAPSE_FRAMES, TIMELAPSE_MS = 200, 100  # at most so many previews; how long each one shows
-LOOP_STEPS, LOOP_MS = (
-    30,
-    40,
-)  # frames between two pictures of --interpolate; how long each one shows
+TIMELAPSE_FRAMES, TIMELAPSE_MS = 200, 100  # previews at most; milliseconds for each
+INTERPOLATION_STEPS, INTERPOLATION_MS = 30, 40  # frames per picture; milliseconds for each
 PREVIEW_STREAM, ART_STREAM = 2**32 - 1, 2**32 - 2  # random streams; iterations use 0, 1, 2 ...
 METRICS = ("discriminator_loss", "discriminator_accuracy", "generator_loss", "generator_accuracy")
 
@@ -123,15 +117,14 @@ def build_discriminator(image_shape: tuple[int, int, int]) -> keras.Sequential:
 def build_generator(noise_size: int, channels: int, generate_res: int = 3) -> keras.Sequential:
     """The article's generator: noise (N, noise_size) -> pictures (N, S, S, channels) in -1..1.
 
-    S is 16 * 2**generate_res. The article reads GENERATE_RES here; a run takes it from the size of
-    its pictures.
+    S is 16 * 2**generate_res, where the article has the constant GENERATE_RES, 3.
     """
     model = keras.Sequential([keras.Input((noise_size,))], name="generator")
 
     model.add(layers.Dense(4 * 4 * 256, activation="relu"))
     model.add(layers.Reshape((4, 4, 256)))
 
-    for _ in range(2 + generate_res):
+    for _ in range(2 + generate_res):  # the article writes the first two out
         model.add(layers.UpSampling2D())
         model.add(layers.Conv2D(256, kernel_size=3, padding="same"))
         model.add(layers.BatchNormalization(momentum=0.8))
@@ -143,10 +136,10 @@ def build_generator(noise_size: int, channels: int, generate_res: int = 3) -> ke
 
 
 def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
-    """Write up to 28 pictures, uint8 (S, S, 3), as the article's grid of 4 rows and 7 columns.
+    """Write up to PREVIEW_COUNT pictures, uint8 (S, S, 3), as the article's grid.
 
     The article's `save_images(cnt, noise)` also runs the generator. Here `build_painter` does, so
-    that previews and --generate share both.
+    that --generate can save its pictures one by one.
     """
     pictures = list(pictures)
     image_size = len(pictures[0])
@@ -157,44 +150,59 @@ def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
         row, col = divmod(image_count, PREVIEW_COLS)
         r, c = PREVIEW_MARGIN + row * step, PREVIEW_MARGIN + col * step
         image_array[r : r + image_size, c : c + image_size] = picture
-    save_picture(path, image_array)
+    save_image(path, image_array)
 
 
 def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.Model:
     """The article's combined model: noise -> generator -> discriminator -> P(painting), (N, 1).
 
     The article sets `discriminator.trainable = False` here. Since Keras 3 that line also stops the
-    discriminator's own training, without a warning, so nothing is frozen. The generator's step
-    takes the gradients of the generator's weights alone, which has the effect that was meant.
+    discriminator's own training, without a warning. So nothing is frozen; instead, the generator's
+    step changes the generator's weights only.
     """
     noise = keras.Input(generator.input_shape[1:])
     return keras.Model(noise, discriminator(generator(noise)), name="combined")
+
+
+# ---- Pictures and noise ---------------------------------------------------------------------
+
+
+def random_noise(count: int, seed: int, stream: int, size: int = NOISE_SIZE) -> np.ndarray:
+    """Noise (count, size) from N(0, 1), float32; the same for the same seed and stream."""
+    return np.random.default_rng([seed, stream]).normal(size=(count, size)).astype(np.float32)
+
+
+def draw_batch(
+    data: np.ndarray, seed: int, epoch: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE).
+
+    Depends on (seed, epoch) only, so that a resumed run draws what it would have drawn.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
+    return x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)
 
 
 # ---- One iteration --------------------------------------------------------------------------
 
 
 def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
-    """The mean cross-entropy between probabilities (N, 1) and one label, 0 or 1, as in Keras 2.3.
+    """The mean cross-entropy between probabilities (N, 1) and one label, 0 or 1.
 
-    Keras 3 would compute it from the logits before the sigmoid, without the clipping.
+    The probabilities are clipped, as in Keras 2.3. Keras 3 would use the logits before the sigmoid.
     """
-    p = tf.clip_by_value(probability, EPSILON, 1 - EPSILON)
+    p = tf.clip_by_value(probability, 1e-7, 1 - 1e-7)
     return -tf.reduce_mean(tf.math.log(p if label else 1 - p))
 
 
 def loss_and_gradients(
-    model: keras.Model,
-    x: tf.Tensor,
-    label: float,
-    network: keras.Model,
-    scale_loss: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+    model: keras.Model, x: tf.Tensor, label: float, network: keras.Model, scale_loss: Callable
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Run `model` on x in training mode and differentiate its loss against `label`.
+    """Run `model` on x in training mode; `network` is the part of it that is being trained.
 
-    `network` is the part of `model` that is being trained. Returns the loss, which includes that
-    network's regularizers, the output (N, 1), and the gradient of `scale_loss(loss)` by each of
-    the network's trainable variables.
+    Returns the loss, with that network's regularizers, the output (N, 1), and the gradients of
+    `scale_loss(loss)` with respect to the network's trainable variables.
     """
     variables = [variable.value for variable in network.trainable_variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
@@ -206,29 +214,35 @@ def loss_and_gradients(
 
 
 def build_iteration(
-    generator: keras.Sequential, discriminator: keras.Sequential, jit_compile: bool = JIT_COMPILE
+    generator: keras.Sequential, discriminator: keras.Sequential, jit_compile: bool = False
 ) -> tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], keras.Optimizer]:
     """One iteration of the article's loop as one compiled function, and the optimizer it uses.
 
     The function takes pictures (N, S, S, 3) in -1..1 and noise (N, NOISE_SIZE), both float32. It
     updates the weights of both networks and returns float32 (4,), in the order of METRICS: losses,
-    and accuracies in 0..1. The discriminator's are the means of its two steps.
+    and accuracies in 0..1. The discriminator's are the means of its two steps. XLA (`jit_compile`)
+    is three times as slow on a CPU, and not measured on a GPU.
     """
-    fast_generator, fast_discriminator = fuse(generator), fuse(discriminator)
+    fast_generator, fast_discriminator = (
+        fuse(generator),
+        fuse(discriminator),
+    )  # the same, but faster
     combined = build_combined(fast_generator, fast_discriminator)
-    # The article gives one Adam to both models, so its step counter, which decides how long the
-    # first thousands of steps are, rises three times per iteration.
+    # The article gives one Adam to both models. So its step count, which its bias correction uses,
+    # grows by three per iteration.
     optimizer = FusedAdam(1.5e-4, beta_1=0.5)
     if generator.compute_dtype == "float16":
-        # Small gradients would be rounded to 0, so the loss is scaled up. A step with a gradient
-        # that is too large for float16 changes nothing but the scale: Adam does not count it.
+        # Small gradients would be rounded to 0, so the loss is scaled up. If a gradient overflows,
+        # the step is skipped, Adam's step count included, and the scale is halved.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(discriminator.trainable_variables + generator.trainable_variables)
+    y_real, y_fake = 1.0, 0.0
 
-    def train_step(
+    def train_on_batch(
         model: keras.Model, x: tf.Tensor, label: float, network: keras.Model
     ) -> tf.Tensor:
-        loss, output, gradients = loss_and_gradients(model, x, label, network, optimizer.scale_loss)
+        scale_loss = optimizer.scale_loss
+        loss, output, gradients = loss_and_gradients(model, x, label, network, scale_loss)
         optimizer.apply(gradients, network.trainable_variables)
         correct = tf.equal(output > 0.5, label > 0.5)
         return tf.stack([loss, tf.reduce_mean(tf.cast(correct, tf.float32))])
@@ -236,11 +250,11 @@ def build_iteration(
     @tf.function(jit_compile=jit_compile, autograph=False)
     def iteration(x_real: tf.Tensor, noise: tf.Tensor) -> tf.Tensor:
         x_fake = fast_generator(noise, training=False)
-        real = train_step(fast_discriminator, x_real, 1.0, discriminator)
-        fake = train_step(fast_discriminator, x_fake, 0.0, discriminator)
-        with tf.control_dependencies([real, fake]):  # starting this step early would cost memory
+        real = train_on_batch(fast_discriminator, x_real, y_real, discriminator)
+        fake = train_on_batch(fast_discriminator, x_fake, y_fake, discriminator)
+        with tf.control_dependencies([real, fake]):  # starting the next step early costs memory
             noise = tf.identity(noise)
-        fooled = train_step(combined, noise, 1.0, generator)
+        fooled = train_on_batch(combined, noise, y_real, generator)
         return tf.concat([0.5 * (real + fake), fooled], axis=0)
 
     return iteration, optimizer
@@ -256,11 +270,12 @@ def train(args: argparse.Namespace) -> int:
     """
     data, output = load_data(args.data), Path(args.output)
     image_size = data.shape[1]
-    settings = describe_run(args, data)
+    settings = run_settings(args, data)
     with lock_folder(output):
-        prepare_output(output, args.fresh)
-        values, metrics = load_checkpoint(output, settings)
-        first = len(metrics)
+        (output / "checkpoint").mkdir(exist_ok=True)
+        remove_files(output, RUN_FILES, leftovers_only=not args.fresh)
+        values, history = load_checkpoint(output, settings)
+        first = len(history)
         if first >= args.epochs:
             return finish(output, first, args)
 
@@ -278,12 +293,12 @@ def train(args: argparse.Namespace) -> int:
         if values:
             restore_variables(variables, values)
             print(f"Resuming from iteration {first} of {args.epochs}")
-        run = Run(output, settings, generator, variables, metrics)
+        run = Run(output, settings, generator, variables, history)
         if args.tensorboard:
             run.start_log()
         fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_STREAM)
 
-        with ProgressLine(first, args.epochs) as progress, stop_signals() as received:
+        with ProgressLine(first, args.epochs) as progress, catch_signals() as signals:
             stream = batches(data, args.data, args.seed, range(first, args.epochs), args.batch_size)
             for epoch, (x_real, noise) in enumerate(stream, first):
                 metrics = iteration(x_real, noise)
@@ -294,23 +309,24 @@ def train(args: argparse.Namespace) -> int:
                 progress.show(epoch, metrics, preview)
 
                 age = time.monotonic() - run.saved_at
-                if received or epoch + 1 == args.epochs or age >= args.checkpoint_seconds:
+                if signals or epoch + 1 == args.epochs or age >= args.checkpoint_seconds:
                     run.save()
-                if received:
+                if signals:
                     progress.stop()
-                    again = "the same command" + " without --fresh" * args.fresh
+                    again = "the same command without --fresh" if args.fresh else "the same command"
                     print(f"Stopped after {epoch + 1} of {args.epochs} iterations; {again} resumes")
-                    return 128 + received[0]
+                    return 128 + signals[0]
         return finish(output, args.epochs, args)
 
 
-# =============================================================================================
-# The article ends here. The rest makes it fast, safe to interrupt and easy to use.
-# =============================================================================================
+# ---- The article ends here. The rest makes it fast, safe to interrupt and easy to use. ------
 
 
 class UserError(Exception):
     """An error that the user can fix, shown as one line without a traceback."""
+
+
+START_OVER = "start over with --fresh, or use another --output"
 
 
 def first_line(error: Exception) -> str:
@@ -321,7 +337,7 @@ def first_line(error: Exception) -> str:
 # ---- Data -----------------------------------------------------------------------------------
 
 
-def check_values(pictures: np.ndarray, name: str) -> None:
+def check_range(pictures: np.ndarray, name: str) -> None:
     """Raise UserError, naming the file `name`, unless all values are numbers in -1..1."""
     low, high = pictures.min(), pictures.max()  # NaN if there is one
     if not -1 <= low <= high <= 1:
@@ -338,56 +354,31 @@ def evenly_spaced(length: int, count: int) -> np.ndarray:
     return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
 
 
-def sample_pictures(data: np.ndarray, count: int) -> np.ndarray:
-    """Up to `count` pictures from all parts of the data, float32 (N, S, S, 3)."""
-    return data[evenly_spaced(len(data), count)].astype(np.float32, order="C")
-
-
 def load_data(path: str) -> np.ndarray:
     """Memory-map pictures: floating point (N, S, S, 3) in -1..1, S a key of GENERATE_RES.
 
-    Reads files of image_resizer.py (float32) and of the article's own script (float64). Checks the
-    values of 256 pictures. Raises UserError if something is wrong.
+    Reads the files of image_resizer.py (float32) and of the article's own script (float64).
+    Raises UserError if something is wrong; of the values, those of 256 pictures are checked.
     """
     try:
-        data = np.load(path, mmap_mode="r", allow_pickle=False)
+        data = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it first: python image_resizer.py") from None
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{path}: cannot be read ({reason}); name another with --data") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        problem = f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {problem}; name another with --data") from None
+    except ValueError as error:
         raise bad_data(path, f"not a whole .npy file ({first_line(error)})") from None
-    shape, dtype = getattr(data, "shape", (0,)), getattr(data, "dtype", "an archive")
-    fits = shape[1:] in [(size, size, IMAGE_CHANNELS) for size in GENERATE_RES] and shape[0] > 0
-    if not (fits and np.issubdtype(dtype, np.floating)):
+    shapes = [(size, size, IMAGE_CHANNELS) for size in GENERATE_RES]
+    if not (data.size and data.shape[1:] in shapes and np.issubdtype(data.dtype, np.floating)):
         sizes = ", ".join(map(str, GENERATE_RES))
-        wanted = f"(pictures, size, size, {IMAGE_CHANNELS}) with size {sizes}"
-        raise bad_data(
-            path, f"holds {dtype} of shape {shape}, not floating point of shape {wanted}"
-        )
-    sample = sample_pictures(data, 256)
-    check_values(sample, path)
+        wanted = f"floating point of shape (pictures, size, size, {IMAGE_CHANNELS}), size {sizes}"
+        raise bad_data(path, f"holds {data.dtype} of shape {data.shape}, not {wanted}")
+    sample = data[evenly_spaced(len(data), 256)]
+    check_range(sample, path)
     if sample.min() >= 0 and sample.max() > 0.5:
         raise bad_data(path, "no value is below 0, as if scaled to 0..1 and not to -1..1")
     return data
-
-
-def random_noise(count: int, *seed: int, size: int = NOISE_SIZE) -> np.ndarray:
-    """Noise (count, size) from N(0, 1), float32; the same for the same `seed`."""
-    return np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
-
-
-def draw_batch(
-    data: np.ndarray, seed: int, epoch: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE).
-
-    Depends on (seed, epoch) only, so that a resumed run draws what it would have drawn.
-    """
-    rng = np.random.default_rng([seed, epoch])
-    x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
-    return x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)
 
 
 def batches(
@@ -401,7 +392,7 @@ def batches(
             x_real, noise = drawn.result()
             if epoch + 1 in epochs:
                 drawn = submit(epoch=epoch + 1)  # while this one trains
-            check_values(x_real, name)
+            check_range(x_real, name)
             yield tf.constant(x_real), tf.constant(noise)
 
 
@@ -409,7 +400,7 @@ def batches(
 
 # What a run writes, and --fresh removes; and what --generate and --interpolate write
 RUN_FILES = re.compile(
-    r"checkpoint/\d{8,}\.npz|trained-[1-9]\d*\.(png|keras)|generator\.keras|metrics\.csv|"
+    r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|generator\.keras|metrics\.csv|"
     r"training\.webp|logs/events\.out\.tfevents\..+\.art_gan"
 )
 ART_FILES = re.compile(r"art/[\w-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w-]+\.webp")
@@ -430,10 +421,10 @@ def replace_file(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     if fcntl:  # not on Windows, which cannot open folders
-        descriptor = os.open(path.parent, os.O_RDONLY)
+        folder = os.open(path.parent, os.O_RDONLY)
         with contextlib.suppress(OSError):  # some network file systems cannot do this
-            os.fsync(descriptor)
-        os.close(descriptor)
+            os.fsync(folder)
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -442,10 +433,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if fcntl:
-            descriptor = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, descriptor)
+            lock = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, lock)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 problem = "another run writes there; stop it, or use another --output"
                 raise UserError(f"{folder}: {problem}") from None
@@ -456,7 +447,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
     """Remove the files in `output` with such relative names, or only unfinished ones of them."""
-    # Checkpoints first: a kill in between must not leave one without the previews before it.
+    # Checkpoints come first: no kill may leave one whose previews are gone already.
     for path in sorted(output.glob("*/*")) + sorted(output.iterdir()):
         finished = path.with_name(path.name.removeprefix(".part-"))
         fits = names.fullmatch(finished.relative_to(output).as_posix())
@@ -464,20 +455,11 @@ def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
             path.unlink()
 
 
-def prepare_output(output: Path, fresh: bool) -> None:
-    """Remove what a killed run left unfinished and, if `fresh`, the whole run; test writing."""
-    (output / "checkpoint").mkdir(exist_ok=True)
-    remove_files(output, RUN_FILES, leftovers_only=not fresh)
-    for folder in (output, output / "checkpoint"):
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"test")
-
-
-def describe_run(args: argparse.Namespace, data: np.ndarray) -> dict:
-    """The settings that have to stay the same when a run is resumed."""
-    checksum = zlib.crc32(sample_pictures(data, 64))
+def run_settings(args: argparse.Namespace, data: np.ndarray) -> dict:
+    """What has to stay the same when a run is resumed."""
+    sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
     settings = {
-        "the data": f"{len(data)} pictures, checksum {checksum:08x}",
+        "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
         "the picture size": data.shape[1],
         "the noise size": NOISE_SIZE,
     }
@@ -487,22 +469,17 @@ def describe_run(args: argparse.Namespace, data: np.ndarray) -> dict:
 
 def checkpoint_paths(output: Path) -> list[Path]:
     """The saved training states, the newest first."""
-    paths = (output / "checkpoint").glob("*.npz")
-    paths = [path for path in paths if RUN_FILES.fullmatch(f"checkpoint/{path.name}")]
-    return sorted(paths, key=lambda path: int(path.stem), reverse=True)
+    return sorted((output / "checkpoint").glob("[0-9]" * 8 + ".npz"), reverse=True)
 
 
 def save_checkpoint(
-    output: Path, variables: list[keras.Variable], metrics: np.ndarray, settings: dict
+    output: Path, variables: list[keras.Variable], history: np.ndarray, settings: dict
 ) -> None:
-    """Save the complete training state as one .npz; remove those that are no longer needed.
-
-    `metrics` is float32 (iterations so far, 4).
-    """
+    """Save the complete training state as one .npz; remove those that are no longer needed."""
     values = [variable.numpy() for variable in variables]
     file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
-    np.savez(file, *values, metrics=metrics, settings=json.dumps(settings))
-    with replace_file(output / "checkpoint" / f"{len(metrics):08}.npz") as temporary:
+    np.savez(file, *values, metrics=history, settings=json.dumps(settings))
+    with replace_file(output / "checkpoint" / f"{len(history):08}.npz") as temporary:
         temporary.write_bytes(file.getbuffer())
     for old in checkpoint_paths(output)[CHECKPOINTS:]:
         if time.time() - old.stat().st_mtime > UPLOAD_SECONDS:
@@ -510,52 +487,46 @@ def save_checkpoint(
 
 
 def load_checkpoint(output: Path, settings: dict) -> tuple[list[np.ndarray], np.ndarray]:
-    """The values and metrics of the newest undamaged training state, empty if there is none yet.
+    """The values and the history of the newest undamaged training state; empty if there is none.
 
-    Names damaged ones on standard error. Raises UserError if all are damaged or if the run there
-    used other settings, and OSError if one cannot be read.
+    Warns of damaged ones. Raises UserError if all are damaged, or if the run there used other
+    settings, and OSError if one cannot be read.
     """
     paths = checkpoint_paths(output)
     for path in paths:
-        content = path.read_bytes()  # apart, as an unreadable disk is no damaged checkpoint
+        content = path.read_bytes()  # not in the try: an unreadable disk is no damaged checkpoint
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:  # has checksums
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
-                metrics, saved = file["metrics"], json.loads(str(file["settings"]))
+                history, saved = file["metrics"], json.loads(str(file["settings"]))
         except Exception as error:  # a wrong byte makes zipfile, numpy or json raise anything
             print(f"{path}: damaged ({first_line(error)}); trying the one before", file=sys.stderr)
             continue
-        changes = [
-            f"{k} was {saved.get(k)}, is {v}" for k, v in settings.items() if saved.get(k) != v
-        ]
-        if changes:
-            raise UserError(
-                f"{output}: the run there used different settings ({'; '.join(changes)}); use the "
-                "same ones, start over with --fresh, or use another --output"
-            )
-        return values, metrics
+        changed = [name for name in settings if saved.get(name) != settings[name]]
+        if changed:
+            changes = "; ".join(f"{n} was {saved.get(n)}, is {settings[n]}" for n in changed)
+            problem = f"the run there used different settings ({changes})"
+            raise UserError(f"{output}: {problem}; use the same ones, {START_OVER}")
+        return values, history
     if paths:
-        raise UserError(f"{output}: every checkpoint is damaged; start over with --fresh")
+        raise UserError(f"{output}: every checkpoint is damaged; {START_OVER}")
     return [], np.empty((0, len(METRICS)), np.float32)
 
 
 def restore_variables(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
     """Give variables their saved values. Raises UserError if those are of other networks."""
     if [variable.shape for variable in variables] != [value.shape for value in values]:
-        raise UserError(
-            "the run in --output has other networks than art_gan.py builds now; start over with "
-            "--fresh, or use another --output"
-        )
+        raise UserError(f"the run in --output has other networks than art_gan.py now; {START_OVER}")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
 
-def check_finite(metrics: np.ndarray, variables: list[keras.Variable]) -> None:
+def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
     """Raise UserError, naming the iteration, if a loss or a variable is not finite."""
-    wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(metrics).all(axis=1))]
+    wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(history).all(axis=1))]
     for variable in variables:
         if not np.isfinite(variable.numpy()).all():
-            wrong.append(f"{variable.path} at iteration {len(metrics) - 1}")
+            wrong.append(f"{variable.path} at iteration {len(history) - 1}")
     if wrong:
         raise UserError(
             f"{wrong[0]} is not finite; the last checkpoint was kept, but would end the same way: "
@@ -571,41 +542,42 @@ class Run:
     settings: dict
     generator: keras.Sequential
     variables: list[keras.Variable]  # all that a checkpoint holds
-    metrics: np.ndarray  # float32 (iterations so far, 4), as METRICS
-    pending: list[tf.Tensor] = dataclasses.field(
-        default_factory=list
-    )  # later ones, not fetched yet
+    history: np.ndarray  # the metrics of each iteration, float32 (iterations, 4)
+    pending: list[tf.Tensor] = dataclasses.field(default_factory=list)  # not in the history yet
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
     log: tf.summary.SummaryWriter | None = None
-    logged: int = 0  # iterations that the TensorBoard log has
+    logged: int = 0  # how many iterations the TensorBoard log has
 
     def __post_init__(self) -> None:
         """Build the float32 copy of the generator, which paints the previews and is saved."""
         keras.config.set_dtype_policy("float32")
-        size = self.settings["the picture size"]
-        self.float32_generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, GENERATE_RES[size])
+        resolution = GENERATE_RES[self.generator.output_shape[1]]
+        self.float32_generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, resolution)
         self.paint = build_painter(self.float32_generator)
 
-    def collect_metrics(self) -> None:
+    def update_history(self) -> None:
         """Fetch the pending metrics from the device; say so if the discriminator has just won."""
         if not self.pending:
             return
-        first = max(len(self.metrics), WON_ITERATIONS - 1)
-        self.metrics = np.concatenate([self.metrics, tf.stack(self.pending).numpy()])
+        known = len(self.history)
+        self.history = np.concatenate([self.history, tf.stack(self.pending).numpy()])
         self.pending.clear()
-        wins = np.cumsum(np.append(0, self.metrics[:, 1] >= WON_ACCURACY))
-        in_a_row = wins[WON_ITERATIONS:] - wins[:-WON_ITERATIONS] == WON_ITERATIONS
-        if in_a_row.any() and in_a_row.argmax() + WON_ITERATIONS - 1 >= first:
-            print(
-                f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
-                f"{WON_ITERATIONS} iterations in a row: the generator learns little more. What "
-                "people try: more pictures, or another --seed"
-            )
+        streak = 0
+        for epoch, accuracy in enumerate(self.history[:, 1]):
+            streak = streak + 1 if accuracy >= WON_ACCURACY else 0
+            if streak == WON_ITERATIONS:
+                if epoch >= known:
+                    print(
+                        f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
+                        f"{WON_ITERATIONS} iterations in a row: the generator learns little more. "
+                        "What people try: more pictures, or another --seed"
+                    )
+                break
 
     def save_preview(self, cnt: int, noise: np.ndarray) -> None:
         """Save preview `cnt` and, under the same name, the float32 generator that painted it."""
-        self.collect_metrics()
-        check_finite(self.metrics, self.generator.variables)
+        self.update_history()
+        check_finite(self.history, self.generator.variables)
         self.save_generator(self.output / f"trained-{cnt}.keras")
         save_images(self.output / f"trained-{cnt}.png", self.paint(noise))
         self.write_log()
@@ -613,29 +585,29 @@ class Run:
     def save_generator(self, path: Path) -> None:
         """Save the generator in float32; its name says how many iterations trained it."""
         self.float32_generator.set_weights(self.generator.get_weights())
-        self.float32_generator.name = f"generator-{len(self.metrics)}"
+        self.float32_generator.name = f"generator-{len(self.history)}"
         with replace_file(path) as temporary:
             self.float32_generator.save(temporary)
 
     def save(self) -> None:
         """Save everything that resuming needs, and the newest generator and metrics for people."""
-        self.collect_metrics()
-        check_finite(self.metrics, self.variables)
+        self.update_history()
+        check_finite(self.history, self.variables)
         (self.output / TIMELAPSE).unlink(missing_ok=True)  # a shorter run's; made anew at the end
         self.save_generator(self.output / "generator.keras")
-        table = np.column_stack([np.arange(len(self.metrics)), self.metrics])
+        table = np.column_stack([np.arange(len(self.history)), self.history])
         header = ",".join(("epoch", *METRICS))
         with replace_file(self.output / "metrics.csv") as temporary:
             np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
         # Last, so that the files above are never older than the newest checkpoint.
-        save_checkpoint(self.output, self.variables, self.metrics, self.settings)
+        save_checkpoint(self.output, self.variables, self.history, self.settings)
         self.write_log()
         self.saved_at = time.monotonic()
 
     def start_log(self) -> None:
-        """Start output/logs for TensorBoard anew, with all that is known of earlier iterations.
+        """Start output/logs for TensorBoard anew, beginning with the iterations so far.
 
-        So the curves have no gaps, and iterations that a kill made the run do again show once.
+        So an iteration that was done twice, because the run was killed, shows once.
         """
         if not importlib.util.find_spec("tensorboard"):
             raise UserError("--tensorboard needs one more package: pip install tensorboard")
@@ -650,8 +622,8 @@ class Run:
         if not self.log:
             return
         with self.log.as_default():
-            for step in range(self.logged, len(self.metrics)):
-                for name, value in zip(METRICS, self.metrics[step], strict=True):
+            for step in range(self.logged, len(self.history)):
+                for name, value in zip(METRICS, self.history[step], strict=True):
                     tf.summary.scalar(name, value, step)
                 number, rest = divmod(step, self.settings["--save-freq"])
                 preview = self.output / f"trained-{number + 1}.png"
@@ -659,14 +631,14 @@ class Run:
                     with Image.open(preview) as image:
                         tf.summary.image("preview", np.asarray(image)[np.newaxis], step)
         self.log.flush()
-        self.logged = len(self.metrics)
+        self.logged = len(self.history)
 
 
 def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
     """Make the time-lapse of a finished run, unless it is there, and say what comes next."""
     if not (output / TIMELAPSE).exists():
         save_timelapse(output, iterations, args.save_freq)
-    where = "" if args.output == OUTPUT else f" --output {shlex.quote(args.output)}"
+    where = "" if args.output == OUTPUT_DIR else f" --output {shlex.quote(args.output)}"
     print(
         f"Finished {iterations} iterations. To paint new pictures: python art_gan.py --generate "
         f"{PREVIEW_COUNT}{where}; to train on: the same command with --epochs {2 * iterations}"
@@ -674,17 +646,15 @@ def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
     return 0
 
 
-# ---- Pictures -------------------------------------------------------------------------------
-
-Painter = Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]]
+# ---- Painting -------------------------------------------------------------------------------
 
 
-def build_painter(generator: keras.Sequential) -> Painter:
+def build_painter(generator: keras.Sequential) -> Callable[[Iterable], Iterator[np.ndarray]]:
     """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (S, S, 3), one at a time.
 
     The batch size is fixed: every picture depends on its own noise only, and memory is constant.
     """
-    fast_generator = tf.function(fuse(generator), jit_compile=JIT_COMPILE, autograph=False)
+    fast_generator = tf.function(fuse(generator), autograph=False)
 
     def paint(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         vectors = iter(noise)
@@ -696,18 +666,16 @@ def build_painter(generator: keras.Sequential) -> Painter:
     return paint
 
 
-def save_picture(path: Path, picture: np.ndarray) -> None:
+def save_image(path: Path, picture: np.ndarray) -> None:
     """Write a picture, uint8 (height, width, 3)."""
     with replace_file(path) as temporary:
         Image.fromarray(picture).save(temporary)
 
 
 def save_animation(path: Path, frames: Iterator[Image.Image], count: int, duration: int) -> None:
-    """Write `count` frames as an endless animation; `duration` is that of one, in milliseconds.
-
-    Pillow wants all frames at once. It gets one picture that turns into the next frame when Pillow
-    asks for that, so that a single frame is in memory.
-    """
+    """Write `count` frames as an endless animation; `duration` is that of one, in milliseconds."""
+    # Pillow would hold all frames in memory. So we give it one picture that says it has `count`
+    # frames, and whose seek() replaces its pixels by those of the next.
     screen = next(frames).convert("RGB")
     screen.n_frames = count
     screen.seek = lambda frame: screen.paste(next(frames)) if frame else None
@@ -743,9 +711,9 @@ def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
     output = Path(args.output)
     path = output / (f"trained-{args.preview}.keras" if args.preview else "generator.keras")
     if not path.exists():
-        found = [int(p.stem[8:]) for p in output.glob("trained-*.keras") if p.stem[8:].isdigit()]
-        if args.preview and found:
-            numbers = ", ".join(map(str, sorted(found)))
+        numbers = [p.stem.removeprefix("trained-") for p in output.glob("trained-*.keras")]
+        numbers = ", ".join(sorted(filter(str.isdigit, numbers), key=int))
+        if args.preview and numbers:
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
         raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
     select_device("float32")
@@ -753,50 +721,44 @@ def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
     return path.stem if args.preview else generator.name, generator
 
 
-def paint_pictures(
-    generator: keras.Sequential, noise: Iterable[np.ndarray], count: int
-) -> Iterator[np.ndarray]:
-    """Paint `count` pictures, with a progress bar if standard output is a terminal."""
+def paint(args: argparse.Namespace) -> int:
+    """Do --generate or --interpolate; returns the exit code.
+
+    Raises UserError and OSError for what the user can fix.
+    """
+    stem, generator = open_generator(args)
+    output, name = Path(args.output), f"{stem}-seed{args.seed}"
+    count = args.generate or args.interpolate
+    noise = random_noise(count, args.seed, ART_STREAM, generator.input_shape[1])
+    if args.interpolate:
+        count, noise = count * INTERPOLATION_STEPS, interpolate(noise)
     pictures = build_painter(generator)(noise)
-    return track(pictures, "Painting", count, disable=not sys.stdout.isatty())
-
-
-def generate(args: argparse.Namespace) -> int:
-    """Paint new pictures into output/art/, and a grid of the first ones; returns the exit code."""
-    name, generator = open_generator(args)
-    art, count = Path(args.output) / "art", args.generate
-    noise = random_noise(count, args.seed, ART_STREAM, size=generator.input_shape[1])
-    with lock_folder(art):
-        remove_files(art.parent, ART_FILES, leftovers_only=True)
+    pictures = track(pictures, "Painting", count, disable=not sys.stdout.isatty())
+    with lock_folder(output / "art"):
+        remove_files(output, ART_FILES, leftovers_only=True)
+        if args.interpolate:
+            path = output / f"interpolation-{name}.webp"
+            save_animation(path, map(Image.fromarray, pictures), count, INTERPOLATION_MS)
+            print(f"{path}: a loop of {count} pictures")
+            return 0
         first = []
-        for number, picture in enumerate(paint_pictures(generator, noise, count), 1):
-            save_picture(art / f"{name}-seed{args.seed}-{number:04}.png", picture)
+        for number, picture in enumerate(pictures, 1):
+            save_image(output / "art" / f"{name}-{number:04}.png", picture)
             if number <= PREVIEW_COUNT:
                 first.append(picture)
-        save_images(art / f"{name}-seed{args.seed}-grid.png", first)
-    print(f"{count} pictures and a grid in {art}; for others, another --seed than {args.seed}")
-    return 0
+        save_images(output / "art" / f"{name}-grid.png", first)
+        print(f"{count} pictures and a grid in {output / 'art'}; for others, use another --seed")
+        return 0
 
 
-def interpolate(args: argparse.Namespace) -> int:
-    """Animate a smooth loop through random points of the noise; returns the exit code."""
-    name, generator = open_generator(args)
-    path, count = Path(args.output) / f"interpolation-{name}-seed{args.seed}.webp", args.interpolate
-    points = random_noise(count, args.seed, ART_STREAM, size=generator.input_shape[1])
-    frames = paint_pictures(generator, interpolation_noise(points), count * LOOP_STEPS)
-    save_animation(path, map(Image.fromarray, frames), count * LOOP_STEPS, LOOP_MS)
-    print(f"{path}: a loop of {count * LOOP_STEPS} pictures")
-    return 0
-
-
-def interpolation_noise(points: np.ndarray) -> Iterator[np.ndarray]:
-    """LOOP_STEPS noise vectors from each point to the next, and from the last back to the first.
+def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
+    """Noise vectors on the way from each point to the next, and from the last to the first.
 
     Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
     """
     for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
         angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
-        t = np.arange(LOOP_STEPS)[:, np.newaxis] / LOOP_STEPS
+        t = np.arange(INTERPOLATION_STEPS)[:, np.newaxis] / INTERPOLATION_STEPS
         steps = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
         yield from steps.astype(np.float32)
 
@@ -810,43 +772,42 @@ def upsampled_conv2d(
 ) -> tuple[tf.Tensor, Callable]:
     """A 3x3 "same" convolution of x upsampled 2x (nearest), without the upsampled tensor.
 
-    Upsampling turns each pixel of x into a 2x2 block of equal pixels. Along one axis, the middle
-    tap of the kernel contributes to the two pixels of a block equally ("even"); an outer tap
-    contributes equally to the last pixel of one block and the first of the next ("odd"). So we
-    convolve at the size of x first and add the products up block by block: 1 + 2 + 2 + 4 = 9
+    Upsampling turns each pixel of x into a 2x2 block of equal pixels. Along one axis, the kernel's
+    middle tap reads the same block for both of its pixels; an outer tap reads a neighbouring block
+    for one of them. So we multiply at the size of x first, and add up afterwards: 1 + 2 + 2 + 4 = 9
     multiplications per pixel of x and pair of channels instead of 36. (A transposed convolution
-    with a 4x4 kernel needs 16: Aitken et al. 2017, arXiv:1707.02937.) In the backward pass each
-    tap needs the sums of the gradient over the same 2x2 blocks, shifted by one pixel if odd. It
-    uses matrix products, since TensorFlow's gradient by a convolution's kernel is slow on CPUs.
+    with a 4x4 kernel needs 16: Aitken et al. 2017, arXiv:1707.02937.)
 
     Shapes: x (N, H, W, C), kernel (3, 3, C, F), bias (F,) -> (N, 2H, 2W, F), of one float type.
     """
     _, height, width, channels = x.shape
     filters = kernel.shape[-1]
-    even, odd = slice(1, 2), slice(0, 3, 2)
+    middle, outer = slice(1, 2), slice(0, 3, 2)  # taps along an axis: 1; 0 and 2
 
     def products(rows: slice, cols: slice) -> tf.Tensor:
         taps = kernel[rows, cols]
-        r, c = taps.shape[0] - 1, taps.shape[1] - 1  # odd: one more position than pixels
+        r, c = taps.shape[0] - 1, taps.shape[1] - 1  # outer: one more position than pixels
         return tf.nn.conv2d(x, taps, 1, [[0, 0], [r, r], [c, c], [0, 0]])
 
     rows = []
-    for parity in (even, odd):
+    for taps in (middle, outer):
         with tf.control_dependencies(rows):  # sequential, to limit peak memory
-            a, b = products(parity, even), products(parity, odd)
-        if parity is even:
+            a, b = products(taps, middle), products(taps, outer)
+        if taps is middle:
             a = tf.nn.bias_add(a, bias)  # `a` reaches every output pixel exactly once
         rows.append(tf.stack([a + b[:, :, :-1], a + b[:, :, 1:]], axis=3))
     a, b = rows
     y = tf.stack([a + b[:, :-1], a + b[:, 1:]], axis=2)
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        # Each tap needs the sums of dy over 2x2 blocks, shifted by a pixel if it is an outer one.
+        # Matrix products, as TensorFlow's gradient by a convolution's kernel is slow on CPUs.
         pixels = tf.reshape(x, (-1, channels))
-        scaled_kernel = 4 * kernel  # average pooling below gives a quarter of the sums
+        scaled_kernel = 4 * kernel  # average pooling gives a quarter of the sums
         dx, dkernel = tf.zeros_like(pixels), {}
-        # Which taps are even and odd, and which of the pooled positions belong to x's pixels
+        # By shift, 0 or 1: the taps along an axis, and which of the sums belong to the pixels of x
         taps = ([(1, slice(None))], [(0, slice(1, None)), (2, slice(None, -1))])
-        for r, c in ((0, 0), (0, 1), (1, 0), (1, 1)):
+        for r, c in itertools.product((0, 1), repeat=2):
             with tf.control_dependencies([dx, *dkernel.values()]):  # sequential again
                 shifted = tf.pad(dy, [[0, 0], [r, r], [c, c], [0, 0]])
             means = tf.nn.avg_pool2d(shifted, 2, 2, "VALID")
@@ -857,17 +818,16 @@ def upsampled_conv2d(
                     blocks = tf.reshape(means[:, rows, cols], (-1, filters))
                 dx += tf.matmul(blocks, scaled_kernel[i, j], transpose_b=True)
                 dkernel[i, j] = tf.matmul(pixels, blocks, transpose_a=True)
-        dkernel = 4 * tf.stack([dkernel[i, j] for i in range(3) for j in range(3)])
+        dkernel = 4 * tf.stack([dkernel[tap] for tap in sorted(dkernel)])
         return tf.reshape(dx, tf.shape(x)), tf.reshape(dkernel, kernel.shape), dbias
 
     return tf.reshape(y, (-1, 2 * height, 2 * width, filters)), gradient
 
 
 class UpsampledConv2D(layers.Layer):
-    """UpSampling2D followed by a stock Conv2D, whose variables it shares."""
+    """UpSampling2D followed by a stock Conv2D, built, 3x3 and "same", whose variables it shares."""
 
     def __init__(self, conv: layers.Conv2D) -> None:
-        """Take `conv`, a built 3x3 "same" convolution."""
         super().__init__(dtype=conv.dtype_policy)
         self.conv = conv
 
@@ -877,14 +837,13 @@ class UpsampledConv2D(layers.Layer):
 
 
 class FusedBatchNormalization(layers.Layer):
-    """A stock BatchNormalization, whose variables it shares, in TensorFlow's fused kernel.
+    """A stock BatchNormalization, built, whose variables it shares, in TensorFlow's fused kernel.
 
     Keras composes it from elementwise operations. As in Keras 2.3, the moving variance follows the
     unbiased variance of the batches, n / (n - 1) times what today's layer follows.
     """
 
     def __init__(self, norm: layers.BatchNormalization) -> None:
-        """Take `norm`, a built BatchNormalization of the last axis."""
         super().__init__(dtype=norm.dtype_policy)
         self.norm = norm
 
@@ -901,28 +860,27 @@ class FusedBatchNormalization(layers.Layer):
         return y
 
 
-def is_upsampled_conv(layer: layers.Layer, following: layers.Layer) -> bool:
+def can_fuse_upsampling(layer: layers.Layer, following: layers.Layer) -> bool:
     """Whether two layers are exactly what UpsampledConv2D computes."""
-    conv = {"kernel_size": (3, 3), "padding": "same", "strides": (1, 1), "dilation_rate": (1, 1)}
-    conv |= {"groups": 1, "use_bias": True, "activation": keras.activations.linear}
     return (
         type(layer) is layers.UpSampling2D
         and type(following) is layers.Conv2D
         and (layer.size, layer.interpolation) == ((2, 2), "nearest")
-        and all(getattr(following, name) == value for name, value in conv.items())
+        and (following.kernel_size, following.padding) == ((3, 3), "same")
+        and following.strides == following.dilation_rate == (1, 1)
+        and (following.groups, following.use_bias) == (1, True)
+        and following.activation is keras.activations.linear
         and following.activity_regularizer is None
     )
 
 
-def is_fused_norm(layer: layers.Layer, x: tf.Tensor) -> bool:
+def can_fuse_norm(layer: layers.Layer, x: tf.Tensor) -> bool:
     """Whether FusedBatchNormalization computes exactly what a layer does to x."""
     return (
         type(layer) is layers.BatchNormalization
         and layer.axis in (-1, 3)
-        and len(x.shape) == 4
-        and layer.center
-        and layer.scale
-        and layer.trainable  # Keras uses a frozen one's moving statistics
+        and (len(x.shape), layer.center, layer.scale) == (4, True, True)
+        and layer.trainable  # Keras uses the moving statistics of a frozen one
     )
 
 
@@ -936,9 +894,9 @@ def fuse(model: keras.Sequential) -> keras.Model:
     remaining = list(model.layers)
     while remaining:
         layer = remaining.pop(0)
-        if remaining and is_upsampled_conv(layer, remaining[0]):
+        if remaining and can_fuse_upsampling(layer, remaining[0]):
             layer = UpsampledConv2D(remaining.pop(0))
-        elif is_fused_norm(layer, x):
+        elif can_fuse_norm(layer, x):
             layer = FusedBatchNormalization(layer)
         x = layer(x)
     return keras.Model(inputs, x, name=f"fused_{model.name}")
@@ -999,17 +957,14 @@ def select_device(precision: str) -> str:
         )
     if precision == "mixed_float16":
         print("warning: mixed_float16 is for GPUs and slow on a CPU; use float32", file=sys.stderr)
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
-        name = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    return f"the CPU ({name}, {os.cpu_count()} cores)"
+    return f"the CPU ({os.cpu_count()} cores)"
 
 
 @contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
+def catch_signals() -> Iterator[list[int]]:
     """Give a list that collects SIGINT, SIGTERM and SIGHUP; a second one ends the process.
 
-    A signal that is ignored at the start stays ignored, as under nohup.
+    A signal that is ignored at the start stays ignored (nohup).
     """
     received, before = [], {}
 
@@ -1032,7 +987,6 @@ class ProgressLine(Progress):
     """The last line of a terminal while a run trains, and the article's line at each preview."""
 
     def __init__(self, first: int, epochs: int) -> None:
-        """Start at iteration `first` of `epochs`."""
         text = "{task.completed}/{task.total} {task.description}"
         one_line = Column(no_wrap=True, overflow="ellipsis")  # a narrow terminal shows its start
         columns = TextColumn(text, markup=False, table_column=one_line), BarColumn(8)
@@ -1040,11 +994,8 @@ class ProgressLine(Progress):
         self.bar = self.add_task("compiling", total=epochs, completed=first)
         self.first, self.epochs = first, epochs
         self.began = self.shown = time.monotonic()
-
-    def start(self) -> None:
-        """Show the line."""
-        super().start()
-        self.console.show_cursor()  # always visible: a process that is killed cannot restore it
+        self.start()
+        self.console.show_cursor()  # Rich hides it, and a process that is killed cannot restore it
 
     def show(self, epoch: int, metrics: tf.Tensor, preview: bool) -> None:
         """Show an iteration, and print the article's line if there is a preview of it.
@@ -1057,19 +1008,18 @@ class ProgressLine(Progress):
         d_loss, d_accuracy, g_loss, g_accuracy = metrics.numpy().tolist()
         self.shown = time.monotonic()
         if epoch == self.first:
-            left, pace = "", f"compiled in {self.shown - self.began:.1f} s"
+            pace = f"compiled in {self.shown - self.began:.1f} s"
             self.began = self.shown
         else:
             seconds = (self.shown - self.began) / (epoch - self.first)
-            left = f"{datetime.timedelta(seconds=round(seconds * (self.epochs - 1 - epoch)))} left"
-            pace = f"{seconds:.2f} s/iteration"
+            left = datetime.timedelta(seconds=round(seconds * (self.epochs - 1 - epoch)))
+            pace = f"{left} left, {seconds:.2f} s/iteration"
         losses = f"D {d_loss:.3f} {d_accuracy:4.0%}, G {g_loss:.3f} {g_accuracy:4.0%}"
-        text = ", ".join(filter(None, (left, pace, losses)))
-        self.update(self.bar, completed=epoch + 1, description=text)
+        self.update(self.bar, completed=epoch + 1, description=f"{pace}, {losses}")
         if preview:
             print(
                 f"{epoch} epoch, Discriminator accuracy: {100 * d_accuracy}, "
-                f"Generator accuracy: {100 * g_accuracy}, " + ", ".join(filter(None, (pace, left)))
+                f"Generator accuracy: {100 * g_accuracy}, {pace}"
             )
 
 
@@ -1077,22 +1027,20 @@ class SafeStream:
     """A standard stream whose failure (closed terminal, broken pipe, full disk) ends no run."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        """Wrap `stream`; None, as Python has it for a closed one, drops everything."""
-        self.stream = stream or io.StringIO()
+        # Python has None for a stream that was closed when it started.
+        self.stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
     def write(self, text: str) -> int:
-        """Write and flush; what cannot be written is dropped, and so is all that follows."""
+        """Write and flush. After a failure, everything goes to the null device."""
+        encoding = self.stream.encoding or "utf-8"
         try:
-            self.stream.write(text)
+            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
-        except (OSError, ValueError):
-            with contextlib.suppress(OSError, ValueError):  # so that Python's exit does not fail
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
-            self.stream = io.StringIO()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
-        """Everything else is the stream's own."""
         return getattr(self.stream, name)
 
 
@@ -1121,13 +1069,10 @@ def restored_globals() -> Iterator[None]:
 
 def whole_number(text: str, least: int = 1) -> int:
     """An argparse type: a whole number from `least` to 2**32 - 1, the largest seed."""
-    try:
-        number = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if not least <= number < 2**32:
-        raise argparse.ArgumentTypeError(f"{number} is not in {least}..{2**32 - 1}")
-    return number
+    if not (text.isascii() and text.isdigit() and least <= int(text) < 2**32):
+        problem = f"{text!r} is not a whole number from {least} to {2**32 - 1}"
+        raise argparse.ArgumentTypeError(problem)
+    return int(text)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -1136,28 +1081,30 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description="Train a GAN that paints; the same command resumes where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, from_0 = parser.add_argument, partial(whole_number, least=0)
+    add, from_0, from_2 = (
+        parser.add_argument,
+        partial(whole_number, least=0),
+        partial(whole_number, least=2),
+    )
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    seconds = "between two saved states; a crash costs no more"
-    add("--data", default=DATA, help="pictures, made by image_resizer.py")
-    add("--output", default=OUTPUT, help="folder for everything that a run writes")
+    add("--data", default=DATA_FILE, help="pictures, made by image_resizer.py")
+    add("--output", default=OUTPUT_DIR, help="folder for everything that a run writes")
     add("--epochs", type=whole_number, default=EPOCHS, help="iterations")
     add("--batch-size", type=whole_number, default=BATCH_SIZE, help="pictures in one iteration")
     add("--save-freq", type=whole_number, default=SAVE_FREQ, help="iterations between previews")
-    add("--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help=seconds)
+    add(
+        "--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help="between saved states"
+    )
     add("--seed", type=from_0, default=0, help="random seed")
     add("--precision", choices=precisions, default="float32", help="half precision may be faster")
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
-    jobs = parser.add_mutually_exclusive_group()
-    jobs.add_argument("--fresh", action="store_true", help="remove the run in --output, start over")
-    jobs.add_argument("--generate", type=whole_number, metavar="N", help="paint N new pictures")
-    loop = "animate a loop through N new pictures"
-    from_2 = partial(whole_number, least=2)
-    jobs.add_argument("--interpolate", type=from_2, metavar="N", help=loop)
-    number = "paint with the generator of preview N, not with the newest"
-    add("--from", dest="preview", type=whole_number, metavar="N", help=number)
+    add("--from", dest="preview", type=whole_number, metavar="N", help="paint with preview N")
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--fresh", action="store_true", help="remove the run in --output, start over")
+    add("--generate", type=whole_number, metavar="N", help="paint N new pictures")
+    add("--interpolate", type=from_2, metavar="N", help="animate a loop through N new pictures")
     args = parser.parse_args(argv)
-    if args.preview is not None and not (args.generate or args.interpolate):
+    if args.preview and not (args.generate or args.interpolate):
         parser.error("argument --from: goes with --generate or --interpolate")
     return args
 
@@ -1165,10 +1112,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. Global state is as before when it returns."""
     args = parse_args(argv)
-    job = generate if args.generate else interpolate if args.interpolate else train
+    job = paint if args.generate or args.interpolate else train
     with restored_globals():
         try:
             return job(args)
+        except KeyboardInterrupt:  # before training has anything to save, or while painting
+            return 128 + signal.SIGINT
         except UserError as error:
             problem = str(error)
         except (tf.errors.ResourceExhaustedError, MemoryError):
@@ -1190,4 +1139,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.exit(main())

@@ -1,6 +1,7 @@
 """The networks, their fused twins and one iteration, held to the 2019 software and to numpy."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -14,6 +15,7 @@ import art_gan
 
 SIZES = [32, 64, *(pytest.param(size, marks=pytest.mark.slow) for size in (128, 256))]
 GOLDEN = Path(__file__).parent / "golden" / "keras231_size32_seed2019.json"
+loss_and_gradients = partial(art_gan.loss_and_gradients, scale_loss=tf.identity)
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +40,7 @@ def without_dropout(model):
 def batch(size=32, count=8, seed=0):
     rng = np.random.default_rng(seed)
     pictures = rng.uniform(-1, 1, (count, size, size, 3)).astype(np.float32)
-    return pictures, art_gan.random_noise(count, seed)
+    return pictures, art_gan.random_noise(count, seed, 0)
 
 
 # ---- Equal to Keras 2.3.1 on TensorFlow 1.14 ----
@@ -74,7 +76,7 @@ def passes(generator, discriminator, noise, real, transform):
         ("combined", combined, noise, 1.0, generator),
     ):
         x = tf.convert_to_tensor(x)
-        results[name] = art_gan.loss_and_gradients(model, x, label, trained)
+        results[name] = loss_and_gradients(model, x, label, trained)
     return results
 
 
@@ -107,7 +109,7 @@ def test_the_articles_freezing_line_would_fail_that_test():
     discriminator.trainable = False
     assert discriminator.trainable_variables == []
     combined = art_gan.build_combined(generator, discriminator)
-    loss, _, _ = art_gan.loss_and_gradients(combined, tf.convert_to_tensor(noise), 1.0, generator)
+    loss, _, _ = loss_and_gradients(combined, tf.convert_to_tensor(noise), 1.0, generator)
     assert abs(float(loss) - golden["combined"]["loss"]) > 0.01
 
 
@@ -373,12 +375,12 @@ def test_the_generators_step_and_only_that_moves_the_generator():
 
     before = generator.get_weights()
     x_fake = fused_generator(noise, training=False)
-    art_gan.loss_and_gradients(fused_discriminator, x_fake, 0.0, discriminator)
-    art_gan.loss_and_gradients(fused_discriminator, pictures, 1.0, discriminator)
+    loss_and_gradients(fused_discriminator, x_fake, 0.0, discriminator)
+    loss_and_gradients(fused_discriminator, pictures, 1.0, discriminator)
     assert all(map(np.array_equal, before, generator.get_weights()))
 
     weights = [v.numpy() for v in discriminator.trainable_variables]
-    _, _, gradients = art_gan.loss_and_gradients(combined, noise, 1.0, generator)
+    _, _, gradients = loss_and_gradients(combined, noise, 1.0, generator)
     keras.optimizers.Adam(0.1).apply(gradients, generator.trainable_variables)
     assert all(map(np.array_equal, weights, discriminator.trainable_variables))
     assert not any(map(np.array_equal, before, generator.get_weights()))
@@ -427,7 +429,7 @@ def test_a_regularizer_counts_in_the_step_of_its_own_network(network):
 
     def measure():
         return [
-            art_gan.loss_and_gradients(model, x, 1.0, trained)
+            loss_and_gradients(model, x, 1.0, trained)
             for (model, x), trained in zip(steps, models, strict=True)
         ]
 
@@ -532,7 +534,7 @@ def test_the_grid(tmp_path):
 def test_pixels_are_truncated_and_do_not_depend_on_their_neighbours():
     generator, _ = build()
     paint = art_gan.build_painter(generator)
-    noise = art_gan.random_noise(30, 5)
+    noise = art_gan.random_noise(30, 5, 0)
     pictures = np.stack(list(paint(noise)))
     exact = (0.5 * art_gan.fuse(generator)(noise, training=False).numpy() + 0.5) * 255
     assert pictures.dtype == np.uint8 and pictures.shape == (30, 32, 32, 3)
