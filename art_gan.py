@@ -24,6 +24,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import time
 import zipfile
 import zlib
@@ -271,15 +272,16 @@ def train(args: argparse.Namespace) -> int:
     data, output = load_data(args.data), Path(args.output)
     image_size = data.shape[1]
     settings = run_settings(args, data)
-    with lock_folder(output):
+    with lock_folder(output, "another run writes there; stop it, or use another --output"):
         (output / "checkpoint").mkdir(exist_ok=True)
         remove_files(output, RUN_FILES, leftovers_only=not args.fresh)
         values, history = load_checkpoint(output, settings)
         first = len(history)
         if first >= args.epochs:
             return finish(output, first, args)
+        remove_later_previews(output, first, args.save_freq)
 
-        print(f"Training on {select_device(args.precision)}, in {args.precision}")
+        print(f"Training on {select_device(args)}, in {args.precision}")
         print(f"{args.data}: {len(data)} pictures of {image_size} x {image_size}")
         random.seed(args.seed)  # Keras takes the seeds of initial weights and dropout from here
         keras.config.set_dtype_policy(args.precision)
@@ -428,8 +430,8 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
-    """Make and lock a folder. Raises UserError if another process has it locked."""
+def lock_folder(folder: Path, problem: str) -> Iterator[None]:
+    """Make and lock a folder. Raises UserError with `problem` if another process has it locked."""
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         if fcntl:
@@ -438,7 +440,6 @@ def lock_folder(folder: Path) -> Iterator[None]:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                problem = "another run writes there; stop it, or use another --output"
                 raise UserError(f"{folder}: {problem}") from None
             except OSError:  # locks are not supported here: continue without
                 pass
@@ -452,6 +453,13 @@ def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
         finished = path.with_name(path.name.removeprefix(".part-"))
         fits = names.fullmatch(finished.relative_to(output).as_posix())
         if fits and not (leftovers_only and path == finished):
+            path.unlink()
+
+
+def remove_later_previews(output: Path, iterations: int, save_freq: int) -> None:
+    """Remove the previews of later iterations: a run that was killed makes them again."""
+    for path in output.glob("trained-*"):
+        if RUN_FILES.fullmatch(path.name) and (int(path.stem[8:]) - 1) * save_freq >= iterations:
             path.unlink()
 
 
@@ -481,7 +489,9 @@ def save_checkpoint(
     np.savez(file, *values, metrics=history, settings=json.dumps(settings))
     with replace_file(output / "checkpoint" / f"{len(history):08}.npz") as temporary:
         temporary.write_bytes(file.getbuffer())
-    for old in checkpoint_paths(output)[CHECKPOINTS:]:
+    paths = checkpoint_paths(output)
+    paths.sort(key=lambda path: int(path.stem) > len(history))  # those are damaged, so the last
+    for old in paths[CHECKPOINTS:]:
         if time.time() - old.stat().st_mtime > UPLOAD_SECONDS:
             old.unlink()
 
@@ -593,7 +603,6 @@ class Run:
         """Save everything that resuming needs, and the newest generator and metrics for people."""
         self.update_history()
         check_finite(self.history, self.variables)
-        (self.output / TIMELAPSE).unlink(missing_ok=True)  # a shorter run's; made anew at the end
         self.save_generator(self.output / "generator.keras")
         table = np.column_stack([np.arange(len(self.history)), self.history])
         header = ",".join(("epoch", *METRICS))
@@ -611,8 +620,9 @@ class Run:
         """
         if not importlib.util.find_spec("tensorboard"):
             raise UserError("--tensorboard needs one more package: pip install tensorboard")
-        for path in self.output.glob("logs/*.art_gan"):
-            path.unlink()
+        for path in self.output.glob("logs/*"):
+            if RUN_FILES.fullmatch(f"logs/{path.name}"):
+                path.unlink()
         folder = str(self.output / "logs")
         self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
         self.write_log()
@@ -621,22 +631,28 @@ class Run:
         """Write metrics and previews that the TensorBoard log does not have yet."""
         if not self.log:
             return
-        with self.log.as_default():
-            for step in range(self.logged, len(self.history)):
-                for name, value in zip(METRICS, self.history[step], strict=True):
-                    tf.summary.scalar(name, value, step)
-                number, rest = divmod(step, self.settings["--save-freq"])
-                preview = self.output / f"trained-{number + 1}.png"
-                if rest == 0 and preview.exists():
-                    with Image.open(preview) as image:
-                        tf.summary.image("preview", np.asarray(image)[np.newaxis], step)
-        self.log.flush()
-        self.logged = len(self.history)
+        try:
+            with self.log.as_default():
+                for step in range(self.logged, len(self.history)):
+                    for name, value in zip(METRICS, self.history[step], strict=True):
+                        tf.summary.scalar(name, value, step)
+                    number, rest = divmod(step, self.settings["--save-freq"])
+                    preview = self.output / f"trained-{number + 1}.png"
+                    if rest == 0 and preview.exists():
+                        with Image.open(preview) as image:
+                            tf.summary.image("preview", np.asarray(image)[np.newaxis], step)
+            self.log.flush()
+            self.logged = len(self.history)
+        except tf.errors.OpError as error:  # a full disk, for example
+            self.log = None
+            problem = f"the TensorBoard log ends here ({first_line(error)})"
+            print(f"warning: {problem}; resume the run to write it anew", file=sys.stderr)
 
 
 def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
-    """Make the time-lapse of a finished run, unless it is there, and say what comes next."""
-    if not (output / TIMELAPSE).exists():
+    """Make the time-lapse of a finished run, unless it is newer, and say what comes next."""
+    timelapse, (newest, *_) = output / TIMELAPSE, checkpoint_paths(output)
+    if not timelapse.exists() or timelapse.stat().st_mtime < newest.stat().st_mtime:
         save_timelapse(output, iterations, args.save_freq)
     where = "" if args.output == OUTPUT_DIR else f" --output {shlex.quote(args.output)}"
     print(
@@ -711,12 +727,12 @@ def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
     output = Path(args.output)
     path = output / (f"trained-{args.preview}.keras" if args.preview else "generator.keras")
     if not path.exists():
-        numbers = [p.stem.removeprefix("trained-") for p in output.glob("trained-*.keras")]
-        numbers = ", ".join(sorted(filter(str.isdigit, numbers), key=int))
+        found = [p for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
+        numbers = ", ".join(map(str, sorted(int(p.stem[8:]) for p in found)))
         if args.preview and numbers:
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
         raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
-    select_device("float32")
+    select_device(args)
     generator = load_generator(path)
     return path.stem if args.preview else generator.name, generator
 
@@ -734,7 +750,7 @@ def paint(args: argparse.Namespace) -> int:
         count, noise = count * INTERPOLATION_STEPS, interpolate(noise)
     pictures = build_painter(generator)(noise)
     pictures = track(pictures, "Painting", count, disable=not sys.stdout.isatty())
-    with lock_folder(output / "art"):
+    with lock_folder(output / "art", "--generate or --interpolate is running there; wait for it"):
         remove_files(output, ART_FILES, leftovers_only=True)
         if args.interpolate:
             path = output / f"interpolation-{name}.webp"
@@ -803,7 +819,8 @@ def upsampled_conv2d(
         # Each tap needs the sums of dy over 2x2 blocks, shifted by a pixel if it is an outer one.
         # Matrix products, as TensorFlow's gradient by a convolution's kernel is slow on CPUs.
         pixels = tf.reshape(x, (-1, channels))
-        scaled_kernel = 4 * kernel  # average pooling gives a quarter of the sums
+        # Times 4, as average pooling gives a quarter of the sums
+        kernels = tf.unstack(4 * tf.reshape(kernel, (9, channels, filters)))
         dx, dkernel = tf.zeros_like(pixels), {}
         # By shift, 0 or 1: the taps along an axis, and which of the sums belong to the pixels of x
         taps = ([(1, slice(None))], [(0, slice(1, None)), (2, slice(None, -1))])
@@ -816,7 +833,7 @@ def upsampled_conv2d(
             for (i, rows), (j, cols) in itertools.product(taps[r], taps[c]):
                 with tf.control_dependencies([dx, *dkernel.values()]):
                     blocks = tf.reshape(means[:, rows, cols], (-1, filters))
-                dx += tf.matmul(blocks, scaled_kernel[i, j], transpose_b=True)
+                dx += tf.matmul(blocks, kernels[3 * i + j], transpose_b=True)
                 dkernel[i, j] = tf.matmul(pixels, blocks, transpose_a=True)
         dkernel = 4 * tf.stack([dkernel[tap] for tap in sorted(dkernel)])
         return tf.reshape(dx, tf.shape(x)), tf.reshape(dkernel, kernel.shape), dbias
@@ -854,9 +871,10 @@ class FusedBatchNormalization(layers.Layer):
         scale, offset, *moving = map(tf.convert_to_tensor, variables)
         if not training:
             return fused(x, scale, offset, *moving, norm.epsilon, is_training=False)[0]
-        y, *batch = fused(x, scale, offset, epsilon=norm.epsilon)
-        for variable, old, new in zip(variables[2:], moving, batch, strict=True):
-            variable.assign(norm.momentum * old + (1 - norm.momentum) * new)
+        share = 1 - norm.momentum
+        y, *moved = fused(x, scale, offset, *moving, norm.epsilon, exponential_avg_factor=share)
+        for variable, value in zip(variables[2:], moved, strict=True):
+            variable.assign(value)
         return y
 
 
@@ -880,6 +898,7 @@ def can_fuse_norm(layer: layers.Layer, x: tf.Tensor) -> bool:
         type(layer) is layers.BatchNormalization
         and layer.axis in (-1, 3)
         and (len(x.shape), layer.center, layer.scale) == (4, True, True)
+        and layer.activity_regularizer is None
         and layer.trainable  # Keras uses the moving statistics of a frozen one
     )
 
@@ -887,9 +906,11 @@ def can_fuse_norm(layer: layers.Layer, x: tf.Tensor) -> bool:
 def fuse(model: keras.Sequential) -> keras.Model:
     """A second model that computes what `model` does, faster, with the same layers and variables.
 
-    `model` is a built flat Sequential; it stays usable and owns the weights. Layers that cannot be
-    computed faster are used as they are.
+    `model` stays usable and owns the weights. Layers that cannot be computed faster are used as
+    they are, and so is a model that is not a Sequential.
     """
+    if not isinstance(model, keras.Sequential):
+        return model
     x = inputs = keras.Input(model.input_shape[1:])
     remaining = list(model.layers)
     while remaining:
@@ -907,14 +928,16 @@ class FusedAdam(keras.optimizers.Adam):
 
     def apply(self, grads: list[tf.Tensor], trainable_variables: list | None = None) -> None:
         """Take one step; as keras.optimizers.Adam.apply."""
-        step = tf.cast(self.iterations.value + 1, tf.float32)
-        self.beta_powers = tf.pow(self.beta_1, step), tf.pow(self.beta_2, step)
+        step = tf.cast(tf.convert_to_tensor(self.iterations) + 1, tf.float32)
+        self.beta_powers = tf.pow(float(self.beta_1), step), tf.pow(float(self.beta_2), step)
         super().apply(grads, trainable_variables)
 
-    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: float) -> None:
+    def update_step(self, gradient: tf.Tensor, variable: tf.Variable, learning_rate: float) -> Any:
         """Update one variable and its moments."""
+        if self.amsgrad or variable.dtype != tf.float32:
+            return super().update_step(gradient, variable, learning_rate)
         index = self._get_variable_index(variable)
-        tf.raw_ops.ResourceApplyAdam(
+        return tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
             m=self._momentums[index].value.handle,
             v=self._velocities[index].value.handle,
@@ -931,21 +954,22 @@ class FusedAdam(keras.optimizers.Adam):
 # ---- Device, signals, screen ----------------------------------------------------------------
 
 
-def select_device(precision: str) -> str:
+def select_device(args: argparse.Namespace) -> str:
     """Choose the device to train or paint on, before TensorFlow first uses it; returns its name.
 
     Warns if an NVIDIA GPU is not used, or if the CPU is slow in this precision.
     """
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
-        with contextlib.suppress(RuntimeError):  # a notebook has used TensorFlow already
+        with contextlib.suppress(RuntimeError, ValueError):  # a notebook has set them up already
             tf.config.set_visible_devices(gpus[0], "GPU")
             tf.config.experimental.set_memory_growth(gpus[0], True)  # leave room for --generate
-        if len(gpus) > 1:
-            second = os.environ.get("CUDA_VISIBLE_DEVICES", "0,1").split(",")[1]
+        if len(gpus) > 1 and not (args.generate or args.interpolate):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").replace(" ", "") + ",1"
             print(
                 f"One of {len(gpus)} GPUs is used. To use another, start another run: "
-                f"CUDA_VISIBLE_DEVICES={second} python art_gan.py --seed 1 --output output/seed-1"
+                f"CUDA_VISIBLE_DEVICES={visible.split(',')[1]} python art_gan.py --seed 1 "
+                "--output output/seed-1"
             )
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
@@ -955,27 +979,29 @@ def select_device(precision: str) -> str:
             'CPU; install TensorFlow\'s CUDA build: pip install "tensorflow[and-cuda]"',
             file=sys.stderr,
         )
-    if precision == "mixed_float16":
+    if args.precision == "mixed_float16":
         print("warning: mixed_float16 is for GPUs and slow on a CPU; use float32", file=sys.stderr)
     return f"the CPU ({os.cpu_count()} cores)"
 
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Give a list that collects SIGINT, SIGTERM and SIGHUP; a second one ends the process.
+    """Give a list that collects SIGINT, SIGTERM and SIGHUP; a second SIGINT ends the process.
 
-    A signal that is ignored at the start stays ignored (nohup).
+    A second SIGHUP must not: shells and terminals both send one. A signal that is ignored at the
+    start stays ignored (nohup). In a thread, which cannot catch signals, the list stays empty.
     """
     received, before = [], {}
 
     def receive(number: int, _: object) -> None:
         received.append(number)
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
-            before[number] = signal.signal(number, receive)
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)  # Windows has no SIGHUP
+            if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, receive)
     try:
         yield received
     finally:
@@ -1027,17 +1053,19 @@ class SafeStream:
     """A standard stream whose failure (closed terminal, broken pipe, full disk) ends no run."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        # Python has None for a stream that was closed when it started.
-        self.stream = stream or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+        closed = getattr(stream, "closed", stream is None)  # None: since Python started
+        self.stream = io.StringIO() if closed else stream
 
     def write(self, text: str) -> int:
-        """Write and flush. After a failure, everything goes to the null device."""
-        encoding = self.stream.encoding or "utf-8"
+        """Write and flush. After a failure, nothing more is shown."""
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
         try:
             self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
             self.stream.flush()
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+        except BlockingIOError:  # the reader of a pipe is slow: only this text is lost
+            pass
+        except (OSError, ValueError):
+            self.stream = io.StringIO()
         return len(text)
 
     def __getattr__(self, name: str) -> Any:
@@ -1081,20 +1109,15 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description="Train a GAN that paints; the same command resumes where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, from_0, from_2 = (
-        parser.add_argument,
-        partial(whole_number, least=0),
-        partial(whole_number, least=2),
-    )
+    add, from_0 = parser.add_argument, partial(whole_number, least=0)
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     add("--data", default=DATA_FILE, help="pictures, made by image_resizer.py")
     add("--output", default=OUTPUT_DIR, help="folder for everything that a run writes")
     add("--epochs", type=whole_number, default=EPOCHS, help="iterations")
     add("--batch-size", type=whole_number, default=BATCH_SIZE, help="pictures in one iteration")
     add("--save-freq", type=whole_number, default=SAVE_FREQ, help="iterations between previews")
-    add(
-        "--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help="between saved states"
-    )
+    seconds = "between two saved states, each of which is kept for 5 minutes"
+    add("--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help=seconds)
     add("--seed", type=from_0, default=0, help="random seed")
     add("--precision", choices=precisions, default="float32", help="half precision may be faster")
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
@@ -1102,7 +1125,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_mutually_exclusive_group().add_argument
     add("--fresh", action="store_true", help="remove the run in --output, start over")
     add("--generate", type=whole_number, metavar="N", help="paint N new pictures")
-    add("--interpolate", type=from_2, metavar="N", help="animate a loop through N new pictures")
+    add(
+        "--interpolate",
+        type=partial(whole_number, least=2),
+        metavar="N",
+        help="animate a loop through N new pictures",
+    )
     args = parser.parse_args(argv)
     if args.preview and not (args.generate or args.interpolate):
         parser.error("argument --from: goes with --generate or --interpolate")
@@ -1141,4 +1169,10 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    sys.exit(main())
+    exit_code = main()
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # as a broken pipe: Python would fail again when it exits
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(exit_code)

@@ -309,13 +309,37 @@ def test_upsampled_conv2d_in_half_precision(half):
         [layers.UpSampling2D()],
         [layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same", activity_regularizer="l2")],
         [layers.BatchNormalization(scale=False)],
+        [layers.BatchNormalization(activity_regularizer="l2")],
         [layers.Flatten(), layers.Dense(5), layers.BatchNormalization()],
     ],
 )
 def test_fuse_keeps_what_it_cannot_compute_faster(changed):
     model = keras.Sequential([keras.Input((4, 4, 3)), *changed])
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
-    np.testing.assert_allclose(art_gan.fuse(model)(x), model(x), rtol=1e-4, atol=1e-5)
+    fused = art_gan.fuse(model)
+    np.testing.assert_allclose(fused(x), model(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(sum(fused.losses), sum(model.losses), rtol=1e-5)
+
+
+def test_fuse_leaves_other_models_alone():
+    inputs = keras.Input((4, 4, 3))
+    model = keras.Model(inputs, layers.UpSampling2D()(inputs))
+    assert art_gan.fuse(model) is model
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"beta_1": 0}, {"clipnorm": 0.1}])
+def test_one_operation_of_adam_is_adam(options):
+    rng = np.random.default_rng(0)
+    results = []
+    start = rng.normal(size=(5, 4)).astype(np.float32)
+    gradients = rng.normal(size=(6, 5, 4)).astype(np.float32)
+    for kind in (keras.optimizers.Adam, art_gan.FusedAdam):
+        variable, adam = keras.Variable(start), kind(0.1, **options)
+        for gradient in gradients:
+            adam.apply([tf.constant(gradient)], [variable])
+        results.append([variable.numpy(), *(v.numpy() for v in adam.variables)])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
 
 
 def test_a_frozen_batch_normalization_stays_frozen():
