@@ -69,14 +69,14 @@ SAVE_FREQ = 100  # iterations between two previews
 NOISE_SIZE = 100  # how many random numbers the generator makes a picture from
 EPOCHS = 10000  # iterations; the article calls one iteration an epoch
 BATCH_SIZE = 32
-GENERATE_RES = {32: 1, 64: 2, 128: 3, 256: 4}  # by picture size, which is that of the data
+GENERATE_RES = {32: 1, 64: 2, 128: 3, 256: 4}  # by picture size; the article has 128 and 3
 IMAGE_CHANNELS = 3
 
 # Settings that the article does not have
 DATA_FILE = "cubism_data.npy"
 OUTPUT_DIR = "output"
-CHECKPOINT_SECONDS = 60  # a machine that dies costs no more work than this
-CHECKPOINTS = 2  # how many are kept: the newest, and one in case it is damaged
+CHECKPOINT_SECONDS = 60  # a machine that dies costs about so much work
+CHECKPOINTS = 2  # how many are kept at least: the newest, and one in case it is damaged
 UPLOAD_SECONDS = 300  # younger checkpoints are kept too: they may still be uploading to a bucket
 WON_ACCURACY, WON_ITERATIONS = 0.99, 500  # a discriminator this good for this long has won
 TIMELAPSE = "training.webp"  # not a GIF: all colours instead of 256, in a smaller file
@@ -118,7 +118,7 @@ def build_discriminator(image_shape: tuple[int, int, int]) -> keras.Sequential:
 def build_generator(noise_size: int, channels: int, generate_res: int = 3) -> keras.Sequential:
     """The article's generator: noise (N, noise_size) -> pictures (N, S, S, channels) in -1..1.
 
-    S is 16 * 2**generate_res, where the article has the constant GENERATE_RES, 3.
+    S is 16 * 2**generate_res. The article's constant GENERATE_RES is 3.
     """
     model = keras.Sequential([keras.Input((noise_size,))], name="generator")
 
@@ -158,7 +158,7 @@ def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.
     """The article's combined model: noise -> generator -> discriminator -> P(painting), (N, 1).
 
     The article sets `discriminator.trainable = False` here. Since Keras 3 that line also stops the
-    discriminator's own training, without a warning. So nothing is frozen; instead, the generator's
+    discriminator's own training, without a warning. Here nothing is frozen, but the generator's
     step changes the generator's weights only.
     """
     noise = keras.Input(generator.input_shape[1:])
@@ -200,7 +200,7 @@ def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
 def loss_and_gradients(
     model: keras.Model, x: tf.Tensor, label: float, network: keras.Model, scale_loss: Callable
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Run `model` on x in training mode; `network` is the part of it that is being trained.
+    """Run `model` on x in training mode; only the weights of `network`, a part of it, are trained.
 
     Returns the loss, with that network's regularizers, the output (N, 1), and the gradients of
     `scale_loss(loss)` with respect to the network's trainable variables.
@@ -222,12 +222,10 @@ def build_iteration(
     The function takes pictures (N, S, S, 3) in -1..1 and noise (N, NOISE_SIZE), both float32. It
     updates the weights of both networks and returns float32 (4,), in the order of METRICS: losses,
     and accuracies in 0..1. The discriminator's are the means of its two steps. XLA (`jit_compile`)
-    is three times as slow on a CPU, and not measured on a GPU.
+    takes three times as long on a CPU; on a GPU it was not measured.
     """
-    fast_generator, fast_discriminator = (
-        fuse(generator),
-        fuse(discriminator),
-    )  # the same, but faster
+    # The same networks, computed faster: see `fuse`
+    fast_generator, fast_discriminator = fuse(generator), fuse(discriminator)
     combined = build_combined(fast_generator, fast_discriminator)
     # The article gives one Adam to both models. So its step count, which its bias correction uses,
     # grows by three per iteration.
@@ -253,7 +251,9 @@ def build_iteration(
         x_fake = fast_generator(noise, training=False)
         real = train_on_batch(fast_discriminator, x_real, y_real, discriminator)
         fake = train_on_batch(fast_discriminator, x_fake, y_fake, discriminator)
-        with tf.control_dependencies([real, fake]):  # starting the next step early costs memory
+        with tf.control_dependencies(
+            [real, fake]
+        ):  # one step after the other: overlapping costs memory
             noise = tf.identity(noise)
         fooled = train_on_batch(combined, noise, y_real, generator)
         return tf.concat([0.5 * (real + fake), fooled], axis=0)
@@ -265,13 +265,12 @@ def build_iteration(
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train, or resume training, as the options say; returns the exit code.
-
-    Raises UserError and OSError for what the user can fix.
-    """
+    """Train or resume; returns the exit code. Raises UserError or OSError."""
     data, output = load_data(args.data), Path(args.output)
     image_size = data.shape[1]
     settings = run_settings(args, data)
+    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise UserError("--tensorboard needs one more package: pip install tensorboard")
     with lock_folder(output, "another run writes there; stop it, or use another --output"):
         (output / "checkpoint").mkdir(exist_ok=True)
         remove_files(output, RUN_FILES, leftovers_only=not args.fresh)
@@ -314,10 +313,11 @@ def train(args: argparse.Namespace) -> int:
                 if signals or epoch + 1 == args.epochs or age >= args.checkpoint_seconds:
                     run.save()
                 if signals:
-                    progress.stop()
-                    again = "the same command without --fresh" if args.fresh else "the same command"
-                    print(f"Stopped after {epoch + 1} of {args.epochs} iterations; {again} resumes")
-                    return 128 + signals[0]
+                    break
+        if signals:
+            again = "the same command without --fresh" if args.fresh else "the same command"
+            print(f"Stopped after {epoch + 1} of {args.epochs} iterations; {again} resumes")
+            return 128 + signals[0]
         return finish(output, args.epochs, args)
 
 
@@ -410,10 +410,7 @@ ART_FILES = re.compile(r"art/[\w-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w
 
 @contextlib.contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary name beside `path` to write to, then rename that file to `path`.
-
-    So `path` is never half-written, and what was saved outlasts a power cut.
-    """
+    """Give a temporary path, and rename it to `path` once it is complete and on the disk."""
     temporary = path.with_name(f".part-{path.name}")
     try:
         yield temporary
@@ -448,7 +445,7 @@ def lock_folder(folder: Path, problem: str) -> Iterator[None]:
 
 def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
     """Remove the files in `output` with such relative names, or only unfinished ones of them."""
-    # Checkpoints come first: no kill may leave one whose previews are gone already.
+    # Checkpoints first: if we are killed here, none is left whose previews are gone.
     for path in sorted(output.glob("*/*")) + sorted(output.iterdir()):
         finished = path.with_name(path.name.removeprefix(".part-"))
         fits = names.fullmatch(finished.relative_to(output).as_posix())
@@ -490,7 +487,7 @@ def save_checkpoint(
     with replace_file(output / "checkpoint" / f"{len(history):08}.npz") as temporary:
         temporary.write_bytes(file.getbuffer())
     paths = checkpoint_paths(output)
-    paths.sort(key=lambda path: int(path.stem) > len(history))  # those are damaged, so the last
+    paths.sort(key=lambda path: int(path.stem) > len(history))  # last: later ones, all damaged
     for old in paths[CHECKPOINTS:]:
         if time.time() - old.stat().st_mtime > UPLOAD_SECONDS:
             old.unlink()
@@ -504,13 +501,13 @@ def load_checkpoint(output: Path, settings: dict) -> tuple[list[np.ndarray], np.
     """
     paths = checkpoint_paths(output)
     for path in paths:
-        content = path.read_bytes()  # not in the try: an unreadable disk is no damaged checkpoint
+        content = path.read_bytes()  # outside the try: a disk error is not a damaged file
         try:
             with np.load(io.BytesIO(content), allow_pickle=False) as file:  # has checksums
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 history, saved = file["metrics"], json.loads(str(file["settings"]))
         except Exception as error:  # a wrong byte makes zipfile, numpy or json raise anything
-            print(f"{path}: damaged ({first_line(error)}); trying the one before", file=sys.stderr)
+            print(f"{path}: damaged ({first_line(error)}); it is not used", file=sys.stderr)
             continue
         changed = [name for name in settings if saved.get(name) != settings[name]]
         if changed:
@@ -534,13 +531,12 @@ def restore_variables(variables: list[keras.Variable], values: list[np.ndarray])
 def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
     """Raise UserError, naming the iteration, if a loss or a variable is not finite."""
     wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(history).all(axis=1))]
-    for variable in variables:
-        if not np.isfinite(variable.numpy()).all():
-            wrong.append(f"{variable.path} at iteration {len(history) - 1}")
+    bad = [variable.path for variable in variables if not np.isfinite(variable.numpy()).all()]
+    wrong += [f"{path} at iteration {len(history) - 1}" for path in bad]
     if wrong:
         raise UserError(
-            f"{wrong[0]} is not finite; the last checkpoint was kept, but would end the same way: "
-            "start over with --fresh and another --seed"
+            f"{wrong[0]} is not finite, and resuming would end the same way: start over with "
+            "--fresh and another --seed"
         )
 
 
@@ -567,22 +563,17 @@ class Run:
 
     def update_history(self) -> None:
         """Fetch the pending metrics from the device; say so if the discriminator has just won."""
-        if not self.pending:
-            return
         known = len(self.history)
-        self.history = np.concatenate([self.history, tf.stack(self.pending).numpy()])
+        self.history = np.vstack([self.history, *self.pending])
         self.pending.clear()
-        streak = 0
-        for epoch, accuracy in enumerate(self.history[:, 1]):
-            streak = streak + 1 if accuracy >= WON_ACCURACY else 0
-            if streak == WON_ITERATIONS:
-                if epoch >= known:
-                    print(
-                        f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
-                        f"{WON_ITERATIONS} iterations in a row: the generator learns little more. "
-                        "What people try: more pictures, or another --seed"
-                    )
-                break
+        won = self.history[:, 1] >= WON_ACCURACY
+        streaks = list(itertools.accumulate(won, lambda n, again: (n + 1) * again, initial=0))
+        if WON_ITERATIONS in streaks and streaks.index(WON_ITERATIONS) > known:
+            print(
+                f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
+                f"{WON_ITERATIONS} iterations in a row: the generator learns little more. People "
+                "try more pictures, or another --seed"
+            )
 
     def save_preview(self, cnt: int, noise: np.ndarray) -> None:
         """Save preview `cnt` and, under the same name, the float32 generator that painted it."""
@@ -608,18 +599,13 @@ class Run:
         header = ",".join(("epoch", *METRICS))
         with replace_file(self.output / "metrics.csv") as temporary:
             np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
-        # Last, so that the files above are never older than the newest checkpoint.
+        # Last: the files above must be at least as new as the checkpoint.
         save_checkpoint(self.output, self.variables, self.history, self.settings)
         self.write_log()
         self.saved_at = time.monotonic()
 
     def start_log(self) -> None:
-        """Start output/logs for TensorBoard anew, beginning with the iterations so far.
-
-        So an iteration that was done twice, because the run was killed, shows once.
-        """
-        if not importlib.util.find_spec("tensorboard"):
-            raise UserError("--tensorboard needs one more package: pip install tensorboard")
+        """Start output/logs anew from iteration 0: after a kill, some would show twice."""
         for path in self.output.glob("logs/*"):
             if RUN_FILES.fullmatch(f"logs/{path.name}"):
                 path.unlink()
@@ -650,14 +636,19 @@ class Run:
 
 
 def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
-    """Make the time-lapse of a finished run, unless it is newer, and say what comes next."""
+    """Make the time-lapse of a finished run, unless it is up to date, and say what comes next."""
     timelapse, (newest, *_) = output / TIMELAPSE, checkpoint_paths(output)
     if not timelapse.exists() or timelapse.stat().st_mtime < newest.stat().st_mtime:
-        save_timelapse(output, iterations, args.save_freq)
+        numbers = range(1, (iterations - 1) // args.save_freq + 2)
+        paths = [path for n in numbers if (path := output / f"trained-{n}.png").exists()]
+        paths = [paths[i] for i in evenly_spaced(len(paths), TIMELAPSE_FRAMES)]
+        if paths:
+            save_animation(timelapse, map(Image.open, paths), len(paths), TIMELAPSE_MS)
     where = "" if args.output == OUTPUT_DIR else f" --output {shlex.quote(args.output)}"
     print(
         f"Finished {iterations} iterations. To paint new pictures: python art_gan.py --generate "
-        f"{PREVIEW_COUNT}{where}; to train on: the same command with --epochs {2 * iterations}"
+        f"{PREVIEW_COUNT}{where}; to train on: the same command without --fresh and with --epochs "
+        f"{2 * iterations}"
     )
     return 0
 
@@ -699,31 +690,11 @@ def save_animation(path: Path, frames: Iterator[Image.Image], count: int, durati
         screen.save(temporary, save_all=True, duration=duration, loop=0)
 
 
-def save_timelapse(output: Path, iterations: int, save_freq: int) -> None:
-    """Animate the previews of a run of so many iterations, those that are still there."""
-    numbers = range(1, (iterations - 1) // save_freq + 2)
-    paths = [path for n in numbers if (path := output / f"trained-{n}.png").exists()]
-    paths = [paths[i] for i in evenly_spaced(len(paths), TIMELAPSE_FRAMES)]
-    if paths:
-        save_animation(output / TIMELAPSE, map(Image.open, paths), len(paths), TIMELAPSE_MS)
-
-
-def load_generator(path: Path) -> keras.Sequential:
-    """Load a generator that a run saved. Raises UserError or OSError if it cannot be read."""
-    content = io.BytesIO(path.read_bytes())
-    try:
-        return keras.models.load_model(path, compile=False)
-    except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
-        problem = f"{first_line(error)}; read with Keras {keras.__version__}"
-        with contextlib.suppress(Exception):  # the file does not say which Keras wrote it
-            metadata = json.loads(zipfile.ZipFile(content).read("metadata.json"))
-            problem += f", written by Keras {metadata['keras_version']}"
-        advice = "install the Keras that wrote it, or train on, which writes it again"
-        raise UserError(f"{path}: cannot be read ({problem}); {advice}") from None
-
-
 def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
-    """The generator that the options name, and a name for it that goes into file names."""
+    """The generator that the options name, and a name for it that goes into file names.
+
+    Raises UserError or OSError if it is not there or cannot be read.
+    """
     output = Path(args.output)
     path = output / (f"trained-{args.preview}.keras" if args.preview else "generator.keras")
     if not path.exists():
@@ -733,15 +704,21 @@ def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
         raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
     select_device(args)
-    generator = load_generator(path)
-    return path.stem if args.preview else generator.name, generator
+    content = io.BytesIO(path.read_bytes())  # outside the try: a disk error is no damaged file
+    try:
+        generator = keras.models.load_model(path, compile=False)
+    except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
+        problem = f"{first_line(error)}; read with Keras {keras.__version__}"
+        with contextlib.suppress(Exception):  # the file does not say which Keras wrote it
+            metadata = json.loads(zipfile.ZipFile(content).read("metadata.json"))
+            problem += f", written by Keras {metadata['keras_version']}"
+        advice = "install the Keras that wrote it, or train on, which writes it again"
+        raise UserError(f"{path}: cannot be read ({problem}); {advice}") from None
+    return path.stem if args.preview else generator.name, generator  # a name with its iteration
 
 
 def paint(args: argparse.Namespace) -> int:
-    """Do --generate or --interpolate; returns the exit code.
-
-    Raises UserError and OSError for what the user can fix.
-    """
+    """Do --generate or --interpolate; returns the exit code. Raises UserError or OSError."""
     stem, generator = open_generator(args)
     output, name = Path(args.output), f"{stem}-seed{args.seed}"
     count = args.generate or args.interpolate
@@ -773,7 +750,7 @@ def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
     Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
     """
     for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
-        angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+        angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -0.999, 0.999))
         t = np.arange(INTERPOLATION_STEPS)[:, np.newaxis] / INTERPOLATION_STEPS
         steps = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
         yield from steps.astype(np.float32)
@@ -789,8 +766,8 @@ def upsampled_conv2d(
     """A 3x3 "same" convolution of x upsampled 2x (nearest), without the upsampled tensor.
 
     Upsampling turns each pixel of x into a 2x2 block of equal pixels. Along one axis, the kernel's
-    middle tap reads the same block for both of its pixels; an outer tap reads a neighbouring block
-    for one of them. So we multiply at the size of x first, and add up afterwards: 1 + 2 + 2 + 4 = 9
+    middle tap reads the same block for both of its pixels; an outer tap reads the neighbour for
+    one of them. So we multiply at the size of x first, and add up afterwards: 1 + 2 + 2 + 4 = 9
     multiplications per pixel of x and pair of channels instead of 36. (A transposed convolution
     with a 4x4 kernel needs 16: Aitken et al. 2017, arXiv:1707.02937.)
 
@@ -822,7 +799,7 @@ def upsampled_conv2d(
         # Times 4, as average pooling gives a quarter of the sums
         kernels = tf.unstack(4 * tf.reshape(kernel, (9, channels, filters)))
         dx, dkernel = tf.zeros_like(pixels), {}
-        # By shift, 0 or 1: the taps along an axis, and which of the sums belong to the pixels of x
+        # taps[shift]: the taps along an axis, each with the sums that belong to the pixels of x
         taps = ([(1, slice(None))], [(0, slice(1, None)), (2, slice(None, -1))])
         for r, c in itertools.product((0, 1), repeat=2):
             with tf.control_dependencies([dx, *dkernel.values()]):  # sequential again
@@ -856,8 +833,8 @@ class UpsampledConv2D(layers.Layer):
 class FusedBatchNormalization(layers.Layer):
     """A stock BatchNormalization, built, whose variables it shares, in TensorFlow's fused kernel.
 
-    Keras composes it from elementwise operations. As in Keras 2.3, the moving variance follows the
-    unbiased variance of the batches, n / (n - 1) times what today's layer follows.
+    Keras composes it from elementwise operations. The moving variance uses n / (n - 1) times the
+    variance of a batch, as in Keras 2.3; today's Keras does not.
     """
 
     def __init__(self, norm: layers.BatchNormalization) -> None:
@@ -988,7 +965,7 @@ def select_device(args: argparse.Namespace) -> str:
 def catch_signals() -> Iterator[list[int]]:
     """Give a list that collects SIGINT, SIGTERM and SIGHUP; a second SIGINT ends the process.
 
-    A second SIGHUP must not: shells and terminals both send one. A signal that is ignored at the
+    A second SIGHUP does not: a terminal that closes sends two. A signal that is ignored at the
     start stays ignored (nohup). In a thread, which cannot catch signals, the list stays empty.
     """
     received, before = [], {}
@@ -1010,7 +987,7 @@ def catch_signals() -> Iterator[list[int]]:
 
 
 class ProgressLine(Progress):
-    """The last line of a terminal while a run trains, and the article's line at each preview."""
+    """The progress bar of a terminal, and the article's printed line at each preview."""
 
     def __init__(self, first: int, epochs: int) -> None:
         text = "{task.completed}/{task.total} {task.description}"
@@ -1021,7 +998,7 @@ class ProgressLine(Progress):
         self.first, self.epochs = first, epochs
         self.began = self.shown = time.monotonic()
         self.start()
-        self.console.show_cursor()  # Rich hides it, and a process that is killed cannot restore it
+        self.console.show_cursor()  # Rich hides it; after a kill it would stay hidden
 
     def show(self, epoch: int, metrics: tf.Tensor, preview: bool) -> None:
         """Show an iteration, and print the article's line if there is a preview of it.
@@ -1053,7 +1030,7 @@ class SafeStream:
     """A standard stream whose failure (closed terminal, broken pipe, full disk) ends no run."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        closed = getattr(stream, "closed", stream is None)  # None: since Python started
+        closed = stream is None or getattr(stream, "closed", False)  # None: before Python started
         self.stream = io.StringIO() if closed else stream
 
     def write(self, text: str) -> int:
@@ -1144,12 +1121,14 @@ def main(argv: list[str] | None = None) -> int:
     with restored_globals():
         try:
             return job(args)
-        except KeyboardInterrupt:  # before training has anything to save, or while painting
+        except KeyboardInterrupt:  # there is nothing to save yet, or it paints
             return 128 + signal.SIGINT
         except UserError as error:
             problem = str(error)
         except (tf.errors.ResourceExhaustedError, MemoryError):
-            problem = "out of memory; use a smaller --batch-size"
+            problem = (
+                "out of memory; a new run, in another --output, can use a smaller --batch-size"
+            )
         except tf.errors.OpError as error:
             problem = (
                 f"TensorFlow failed: {first_line(error)}; if this is about the GPU, see "
@@ -1157,11 +1136,11 @@ def main(argv: list[str] | None = None) -> int:
             )
         except OSError as error:
             problem = (
-                f"{error.filename or args.output}: {error.strerror or error}; fix that, or use "
-                "another --output, then run the same command again"
+                f"{error.filename or args.output}: {error.strerror or error}; fix that, then run "
             )
+            problem += "the same command again"
             if job is train and not args.fresh:
-                problem += ": it resumes from the last checkpoint"
+                problem += ": it resumes from the last checkpoint. Or use another --output"
         print(f"art_gan.py: error: {problem}", file=sys.stderr)
         return 1
 

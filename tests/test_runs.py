@@ -425,7 +425,7 @@ def test_a_resumed_run_ends_as_if_it_had_not_stopped(what, halfway, data, whole,
     result = run(*training(data, halfway, "--epochs", 6), env=env)
     assert result.returncode == 0, result.stderr
     assert f"Resuming from iteration {first} of 6" in result.stdout
-    damaged = re.findall(r"(\S+): damaged \(.+\); trying the one before", result.stderr)
+    damaged = re.findall(r"(\S+): damaged \(.+\); it is not used", result.stderr)
     assert damaged == ([str(halfway / "checkpoint" / "00000003.npz")] if callable(what) else [])
     assert_same_end(halfway, whole[0])
 
@@ -759,10 +759,14 @@ def test_another_noise_size_is_refused(half, data, main, monkeypatch):
 def test_fresh_starts_over(halfway, data, whole):
     """It removes what the old run wrote, by its exact names, and nothing else."""
     ours = ("trained-99.png", "trained-99.keras", "training.webp", "checkpoint/.part-00000007.npz")
-    ours += ("metrics.csv", "generator.keras", ".part-metrics.csv", "checkpoint/123456789.npz")
+    ours += ("metrics.csv", "generator.keras", ".part-metrics.csv", "checkpoint/12345678.npz")
     ours += ("logs/events.out.tfevents.1.host.2.0.art_gan",)
     kept = ("art/generator-3-seed0-0001.png", "README.md", "example.png", "trained-best.png")
-    kept += ("checkpoint/other_model.safetensors", "checkpoint/1.npz", "checkpoint/x/00000001.npz")
+    kept += (
+        "checkpoint/other_model.safetensors",
+        "checkpoint/123456789.npz",
+        "checkpoint/x/00000001.npz",
+    )
     kept += (".part-notes.txt", "checkpoint/.part-1", "logs/events.out.tfevents.1.host.2.0.v2")
     kept += ("trained-007.png", "interpolation-generator-3-seed0.webp")
     for name in (*ours, *kept):
@@ -904,7 +908,7 @@ def test_out_of_memory(error, main, monkeypatch):
         raise error
 
     monkeypatch.setattr(art_gan, "train", train)
-    assert refusal(main()) == "art_gan.py: error: out of memory; use a smaller --batch-size"
+    assert "out of memory; a new run, in another --output, can use a smaller" in refusal(main())
 
 
 def test_an_error_of_tensorflow_is_one_line(main, monkeypatch):
@@ -989,7 +993,7 @@ def test_each_preview_keeps_the_generator_that_painted_it(
     previews = sorted(path.stem for path in output.glob("trained-*.png"))
     assert previews == ["trained-1", "trained-2", "trained-3"]
     for name in previews:
-        generator = art_gan.load_generator(output / f"{name}.keras")
+        generator = keras.models.load_model(output / f"{name}.keras")
         art_gan.save_images(tmp_path / "again.png", art_gan.build_painter(generator)(noise))
         assert (tmp_path / "again.png").read_bytes() == (output / f"{name}.png").read_bytes()
 
@@ -1084,12 +1088,15 @@ def test_the_generator_of_a_newer_keras(trained, main):
 
 def test_the_time_lapse_of_many_or_no_previews(tmp_path, monkeypatch):
     """Of too many it shows some, the first and the last among them."""
-    art_gan.save_timelapse(tmp_path, 9, 2)
-    assert not list(tmp_path.iterdir())
+    args = art_gan.parse_args(["--save-freq", "2"])
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "checkpoint" / "00000011.npz").touch()
+    art_gan.finish(tmp_path, 11, args)
+    assert not (tmp_path / "training.webp").exists()
     monkeypatch.setattr(art_gan, "TIMELAPSE_FRAMES", 3)
     for number in range(1, 7):
         Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / f"trained-{number}.png")
-    art_gan.save_timelapse(tmp_path, 11, 2)
+    art_gan.finish(tmp_path, 11, args)
     with Image.open(tmp_path / "training.webp") as animation:
         assert animation.n_frames == 3
         for frame, number in ((0, 1), (2, 6)):
