@@ -221,7 +221,7 @@ def distance(a, b):
 @pytest.mark.parametrize("size", SIZES)
 def test_fused_equals_plain_in_values_gradients_and_statistics(network, size):
     generator, discriminator = build(size)
-    pictures, noise = batch(size, 4 if size < 128 else 2)
+    pictures, noise = batch(size, 4 if size < 128 else 2 if size < 256 else 1)
     model, x = (generator, noise) if network == "generator" else (discriminator, pictures)
     fused = art_gan.fuse(shaken(model))
     start = model.get_weights()

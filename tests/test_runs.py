@@ -43,10 +43,10 @@ PREVIEW = re.compile(
     r"(\d+) epoch, Discriminator accuracy: ([\d.]+), Generator accuracy: ([\d.]+), (.+)"
 )
 
-# art_gan.py with a fault when it writes the file of a given name: the disk has only so many bytes
-# left, or the process is killed "before" the finished file has its name, or just "after" that.
+# art_gan.py that is killed when it writes the file of a given name: "before" the finished file has
+# its name, or just "after" that.
 FAULTY = """
-import contextlib, os, resource, signal, sys
+import contextlib, os, signal, sys
 import art_gan
 
 fault, name, *arguments = sys.argv[1:]
@@ -55,8 +55,6 @@ original = art_gan.replace_file
 @contextlib.contextmanager
 def replace_file(path):
     hit = path.name == name
-    if hit and fault.isdigit():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(fault), resource.RLIM_INFINITY))
     with original(path) as temporary:
         yield temporary
         if hit and fault == "before":
@@ -616,13 +614,14 @@ def test_what_is_saved_outlasts_a_power_cut(tmp_path, monkeypatch):
         assert events == [tmp_path / ".part-a.txt", "rename", tmp_path]
 
 
-def test_an_old_time_lapse_stays_until_the_run_is_finished(halfway, data, whole):
+def test_an_old_time_lapse_stays_until_the_run_is_finished(halfway, data, whole, main):
     """Also if the disk is full in between; then it is made again."""
     film = halfway / "training.webp"
     before = film.read_bytes()
-    result = python("-c", FAULTY, 1000, "generator.keras", *training(data, halfway, "--epochs", 6))
-    assert "File too large" in refusal(result) and film.read_bytes() == before
-    assert run(*training(data, halfway, "--epochs", 6)).returncode == 0
+    with full_disk("generator.keras", 1000):
+        line = refusal(main(*training(data, halfway, "--epochs", 6)))
+    assert "File too large" in line and film.read_bytes() == before
+    assert main(*training(data, halfway, "--epochs", 6)).returncode == 0
     assert_same_end(halfway, whole[0])
 
 
@@ -855,7 +854,28 @@ def test_a_run_that_is_not_finite_stops_before_it_saves(halfway, data, main):
     assert contents(halfway) == before
 
 
-def test_a_full_disk_in_each_kind_of_write(halfway, data, whole):
+@contextlib.contextmanager
+def full_disk(name, room):
+    """In this process, `room` bytes are left for the file of that name."""
+    resource = pytest.importorskip("resource")
+    limits, original = resource.getrlimit(resource.RLIMIT_FSIZE), art_gan.replace_file
+
+    @contextlib.contextmanager
+    def replace_file(path):
+        if path.name == name:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with original(path) as temporary:
+            yield temporary
+
+    try:
+        art_gan.replace_file = replace_file
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        art_gan.replace_file = original
+
+
+def test_a_full_disk_in_each_kind_of_write(halfway, data, whole, main):
     """One line each, with all checkpoints intact; with room again, the run ends as usual."""
     faults = [
         (1_000_000, "trained-3.keras"),
@@ -867,13 +887,13 @@ def test_a_full_disk_in_each_kind_of_write(halfway, data, whole):
     ]
     before = {path.name: path.read_bytes() for path in checkpoints(halfway)}
     for room, name in faults:
-        result = python("-c", FAULTY, room, name, *training(data, halfway, "--epochs", 6))
-        line = refusal(result)
+        with full_disk(name, room):
+            line = refusal(main(*training(data, halfway, "--epochs", 6)))
         assert "File too large; fix that" in line and "resumes from the last checkpoint" in line
         assert not leftovers(halfway)
         if name != "training.webp":  # which is written when the run is over
             assert {path.name: path.read_bytes() for path in checkpoints(halfway)} == before
-    assert run(*training(data, halfway, "--epochs", 6)).returncode == 0
+    assert main(*training(data, halfway, "--epochs", 6)).returncode == 0
     assert_same_end(halfway, whole[0])
 
 
