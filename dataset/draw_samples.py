@@ -8,6 +8,8 @@ picture has its own random generator, seeded by [seed, number]: the same seed dr
 """
 
 import argparse
+import signal
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -373,12 +375,24 @@ def main() -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     digits = 2 if args.count < 100 else max(4, len(str(args.count)))  # names sort by number
     work = partial(draw, seed=args.seed, digits=digits, output=args.output)
-    with ProcessPoolExecutor() as pool:
+    # Only this process reacts to Ctrl-C; it lets the others finish the pictures they are drawing.
+    ignore = {"initializer": signal.signal, "initargs": (signal.SIGINT, signal.SIG_IGN)}
+    with ProcessPoolExecutor(**ignore) as pool:
         drawn = pool.map(work, range(1, args.count + 1))
-        for _ in track(drawn, "Drawing", total=args.count, console=Console(stderr=True)):
-            pass
+        try:
+            for _ in track(drawn, "Drawing", total=args.count, console=Console(stderr=True)):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     print(f"{args.count} pictures in {args.output}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        problem = f"{error.filename or 'the pictures'}: {error.strerror}"
+        sys.exit(f"draw_samples.py: error: {problem}; fix that, or use another --output")
