@@ -24,7 +24,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 import zipfile
 import zlib
@@ -173,16 +172,14 @@ def random_noise(count: int, seed: int, stream: int, size: int = NOISE_SIZE) -> 
     return np.random.default_rng([seed, stream]).normal(size=(count, size)).astype(np.float32)
 
 
-def draw_batch(
-    data: np.ndarray, seed: int, epoch: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
+def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list[np.ndarray]:
     """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE).
 
     Depends on (seed, epoch) only, so that a resumed run draws what it would have drawn.
     """
     rng = np.random.default_rng([seed, epoch])
     x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
-    return x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)
+    return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
 
 
 # ---- One iteration --------------------------------------------------------------------------
@@ -251,9 +248,7 @@ def build_iteration(
         x_fake = fast_generator(noise, training=False)
         real = train_on_batch(fast_discriminator, x_real, y_real, discriminator)
         fake = train_on_batch(fast_discriminator, x_fake, y_fake, discriminator)
-        with tf.control_dependencies(
-            [real, fake]
-        ):  # one step after the other: overlapping costs memory
+        with tf.control_dependencies([real, fake]):  # sequential, to limit peak memory
             noise = tf.identity(noise)
         fooled = train_on_batch(combined, noise, y_real, generator)
         return tf.concat([0.5 * (real + fake), fooled], axis=0)
@@ -383,9 +378,7 @@ def load_data(path: str) -> np.ndarray:
     return data
 
 
-def batches(
-    data: np.ndarray, name: str, seed: int, epochs: range, batch_size: int
-) -> Iterator[tuple[tf.Tensor, tf.Tensor]]:
+def batches(data: np.ndarray, name: str, seed: int, epochs: range, batch_size: int) -> Iterator:
     """The batches of `epochs`, prefetched. Raises UserError, naming `name`, for bad values."""
     with ThreadPoolExecutor(1) as pool:
         submit = partial(pool.submit, draw_batch, data, seed, batch_size=batch_size)
@@ -401,9 +394,10 @@ def batches(
 # ---- Files ----------------------------------------------------------------------------------
 
 # What a run writes, and --fresh removes; and what --generate and --interpolate write
+LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
 RUN_FILES = re.compile(
     r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|generator\.keras|metrics\.csv|"
-    r"training\.webp|logs/events\.out\.tfevents\..+\.art_gan"
+    rf"training\.webp|{LOG_FILES.pattern}"
 )
 ART_FILES = re.compile(r"art/[\w-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w-]+\.webp")
 
@@ -534,10 +528,8 @@ def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
     bad = [variable.path for variable in variables if not np.isfinite(variable.numpy()).all()]
     wrong += [f"{path} at iteration {len(history) - 1}" for path in bad]
     if wrong:
-        raise UserError(
-            f"{wrong[0]} is not finite, and resuming would end the same way: start over with "
-            "--fresh and another --seed"
-        )
+        advice = "and would be again if resumed: start over with --fresh and another --seed"
+        raise UserError(f"{wrong[0]} is not finite, {advice}")
 
 
 @dataclasses.dataclass
@@ -606,9 +598,7 @@ class Run:
 
     def start_log(self) -> None:
         """Start output/logs anew from iteration 0: after a kill, some would show twice."""
-        for path in self.output.glob("logs/*"):
-            if RUN_FILES.fullmatch(f"logs/{path.name}"):
-                path.unlink()
+        remove_files(self.output, LOG_FILES, leftovers_only=False)
         folder = str(self.output / "logs")
         self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
         self.write_log()
@@ -760,9 +750,7 @@ def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
 
 
 @tf.custom_gradient
-def upsampled_conv2d(
-    x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
-) -> tuple[tf.Tensor, Callable]:
+def upsampled_conv2d(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple:
     """A 3x3 "same" convolution of x upsampled 2x (nearest), without the upsampled tensor.
 
     Upsampling turns each pixel of x into a 2x2 block of equal pixels. Along one axis, the kernel's
@@ -855,29 +843,19 @@ class FusedBatchNormalization(layers.Layer):
         return y
 
 
-def can_fuse_upsampling(layer: layers.Layer, following: layers.Layer) -> bool:
-    """Whether two layers are exactly what UpsampledConv2D computes."""
-    return (
-        type(layer) is layers.UpSampling2D
-        and type(following) is layers.Conv2D
-        and (layer.size, layer.interpolation) == ((2, 2), "nearest")
-        and (following.kernel_size, following.padding) == ((3, 3), "same")
-        and following.strides == following.dilation_rate == (1, 1)
-        and (following.groups, following.use_bias) == (1, True)
-        and following.activation is keras.activations.linear
-        and following.activity_regularizer is None
-    )
+def is_stock(layer: layers.Layer, stock: layers.Layer, *may_differ: str) -> bool:
+    """Whether a layer computes what `stock` would with the same weights.
 
-
-def can_fuse_norm(layer: layers.Layer, x: tf.Tensor) -> bool:
-    """Whether FusedBatchNormalization computes exactly what a layer does to x."""
-    return (
-        type(layer) is layers.BatchNormalization
-        and layer.axis in (-1, 3)
-        and (len(x.shape), layer.center, layer.scale) == (4, True, True)
-        and layer.activity_regularizer is None
-        and layer.trainable  # Keras uses the moving statistics of a frozen one
-    )
+    All settings are compared but its name, its dtype, how its weights start and are regularized,
+    and those in `may_differ`.
+    """
+    if type(layer) is not type(stock):
+        return False
+    a, b = layer.get_config(), stock.get_config()
+    weights = r"(kernel|bias|beta|gamma|moving_\w+)_(initializer|regularizer|constraint)"
+    ignored = {"name", "dtype", *may_differ}
+    different = {key for key in a | b if a.get(key) != b.get(key)} - ignored
+    return all(re.fullmatch(weights, key) for key in different)
 
 
 def fuse(model: keras.Sequential) -> keras.Model:
@@ -888,13 +866,16 @@ def fuse(model: keras.Sequential) -> keras.Model:
     """
     if not isinstance(model, keras.Sequential):
         return model
+    upsampling, norm = layers.UpSampling2D(), layers.BatchNormalization()
+    conv = layers.Conv2D(1, kernel_size=3, padding="same")
     x = inputs = keras.Input(model.input_shape[1:])
     remaining = list(model.layers)
     while remaining:
         layer = remaining.pop(0)
-        if remaining and can_fuse_upsampling(layer, remaining[0]):
+        following = remaining[0] if remaining else None
+        if is_stock(layer, upsampling) and is_stock(following, conv, "filters"):
             layer = UpsampledConv2D(remaining.pop(0))
-        elif can_fuse_norm(layer, x):
+        elif len(x.shape) == 4 and is_stock(layer, norm, "momentum", "epsilon"):
             layer = FusedBatchNormalization(layer)
         x = layer(x)
     return keras.Model(inputs, x, name=f"fused_{model.name}")
@@ -942,12 +923,9 @@ def select_device(args: argparse.Namespace) -> str:
             tf.config.set_visible_devices(gpus[0], "GPU")
             tf.config.experimental.set_memory_growth(gpus[0], True)  # leave room for --generate
         if len(gpus) > 1 and not (args.generate or args.interpolate):
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "0").replace(" ", "") + ",1"
-            print(
-                f"One of {len(gpus)} GPUs is used. To use another, start another run: "
-                f"CUDA_VISIBLE_DEVICES={visible.split(',')[1]} python art_gan.py --seed 1 "
-                "--output output/seed-1"
-            )
+            _, other = f"{os.environ.get('CUDA_VISIBLE_DEVICES', 0)},1".split(",")[:2]
+            run = f"CUDA_VISIBLE_DEVICES={other} python art_gan.py --seed 1 --output output/seed-1"
+            print(f"One of {len(gpus)} GPUs is used. To use another, start another run: {run}")
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     if not hidden and (glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi")):
@@ -968,22 +946,21 @@ def catch_signals() -> Iterator[list[int]]:
     A second SIGHUP does not: a terminal that closes sends two. A signal that is ignored at the
     start stays ignored (nohup). In a thread, which cannot catch signals, the list stays empty.
     """
-    received, before = [], {}
+    received = []
 
     def receive(number: int, _: object) -> None:
         received.append(number)
         signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)  # Windows has no SIGHUP
-            if number and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, receive)
-    try:
+    with contextlib.ExitStack() as stack:
+        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
+        for number in {signal.SIGINT, signal.SIGTERM, hangup}:
+            before = signal.getsignal(number)
+            if before not in (signal.SIG_IGN, None):
+                with contextlib.suppress(ValueError):  # raised in a thread
+                    signal.signal(number, receive)
+                    stack.callback(signal.signal, number, before)
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class ProgressLine(Progress):
@@ -993,10 +970,10 @@ class ProgressLine(Progress):
         text = "{task.completed}/{task.total} {task.description}"
         one_line = Column(no_wrap=True, overflow="ellipsis")  # a narrow terminal shows its start
         columns = TextColumn(text, markup=False, table_column=one_line), BarColumn(8)
-        super().__init__(*columns, disable=not sys.stdout.isatty())
+        # The pace is that of the last ten minutes.
+        super().__init__(*columns, disable=not sys.stdout.isatty(), speed_estimate_period=600)
         self.bar = self.add_task("compiling", total=epochs, completed=first)
-        self.first, self.epochs = first, epochs
-        self.began = self.shown = time.monotonic()
+        self.shown = 0.0
         self.start()
         self.console.show_cursor()  # Rich hides it; after a kill it would stay hidden
 
@@ -1005,20 +982,18 @@ class ProgressLine(Progress):
 
         This waits for the device, so other iterations are shown once a second at the most.
         """
-        now, last = time.monotonic(), epoch + 1 == self.epochs
-        if not (preview or epoch == self.first or last or now - self.shown >= 1):
+        task = self.tasks[self.bar]
+        if not preview and epoch + 1 < task.total and time.monotonic() - self.shown < 1:
             return
         d_loss, d_accuracy, g_loss, g_accuracy = metrics.numpy().tolist()
         self.shown = time.monotonic()
-        if epoch == self.first:
-            pace = f"compiled in {self.shown - self.began:.1f} s"
-            self.began = self.shown
-        else:
-            seconds = (self.shown - self.began) / (epoch - self.first)
-            left = datetime.timedelta(seconds=round(seconds * (self.epochs - 1 - epoch)))
-            pace = f"{left} left, {seconds:.2f} s/iteration"
+        self.update(self.bar, completed=epoch + 1)
+        pace = f"compiled in {task.elapsed:.1f} s"
+        if task.speed:
+            left = datetime.timedelta(seconds=task.time_remaining)
+            pace = f"{left} left, {1 / task.speed:.2f} s/iteration"
         losses = f"D {d_loss:.3f} {d_accuracy:4.0%}, G {g_loss:.3f} {g_accuracy:4.0%}"
-        self.update(self.bar, completed=epoch + 1, description=f"{pace}, {losses}")
+        self.update(self.bar, description=f"{pace}, {losses}")
         if preview:
             print(
                 f"{epoch} epoch, Discriminator accuracy: {100 * d_accuracy}, "
@@ -1051,22 +1026,17 @@ class SafeStream:
 
 @contextlib.contextmanager
 def restored_globals() -> Iterator[None]:
-    """Set what is global as a run needs it, and set it back at the end."""
-    streams, random_state = (sys.stdout, sys.stderr), random.getstate()
-    data_format, floatx = keras.config.image_data_format(), keras.config.floatx()
-    policy = keras.config.dtype_policy()
-    try:
-        sys.stdout, sys.stderr = map(SafeStream, streams)
-        keras.config.set_image_data_format("channels_last")  # whatever keras.json says
-        keras.config.set_floatx("float32")
-        keras.config.set_dtype_policy("float32")
+    """Set what is global as a run needs it, whatever keras.json says; set it back at the end."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.redirect_stdout(SafeStream(sys.stdout)))
+        stack.enter_context(contextlib.redirect_stderr(SafeStream(sys.stderr)))
+        stack.callback(random.setstate, random.getstate())
+        settings = [("image_data_format", "channels_last"), ("floatx", "float32")]
+        for name, value in [*settings, ("dtype_policy", "float32")]:
+            set_value = getattr(keras.config, f"set_{name}")
+            stack.callback(set_value, getattr(keras.config, name)())
+            set_value(value)
         yield
-    finally:
-        sys.stdout, sys.stderr = streams
-        random.setstate(random_state)
-        keras.config.set_image_data_format(data_format)
-        keras.config.set_floatx(floatx)
-        keras.config.set_dtype_policy(policy)
 
 
 # ---- Command line ---------------------------------------------------------------------------
@@ -1086,7 +1056,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description="Train a GAN that paints; the same command resumes where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, from_0 = parser.add_argument, partial(whole_number, least=0)
+    add, from_0, from_2 = parser.add_argument, *(partial(whole_number, least=n) for n in (0, 2))
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     add("--data", default=DATA_FILE, help="pictures, made by image_resizer.py")
     add("--output", default=OUTPUT_DIR, help="folder for everything that a run writes")
@@ -1102,12 +1072,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_mutually_exclusive_group().add_argument
     add("--fresh", action="store_true", help="remove the run in --output, start over")
     add("--generate", type=whole_number, metavar="N", help="paint N new pictures")
-    add(
-        "--interpolate",
-        type=partial(whole_number, least=2),
-        metavar="N",
-        help="animate a loop through N new pictures",
-    )
+    add("--interpolate", type=from_2, metavar="N", help="animate a loop through N new pictures")
     args = parser.parse_args(argv)
     if args.preview and not (args.generate or args.interpolate):
         parser.error("argument --from: goes with --generate or --interpolate")
@@ -1126,19 +1091,14 @@ def main(argv: list[str] | None = None) -> int:
         except UserError as error:
             problem = str(error)
         except (tf.errors.ResourceExhaustedError, MemoryError):
-            problem = (
-                "out of memory; a new run, in another --output, can use a smaller --batch-size"
-            )
+            problem = "out of memory; a new run, in another --output, can use a smaller "
+            problem += "--batch-size"
         except tf.errors.OpError as error:
-            problem = (
-                f"TensorFlow failed: {first_line(error)}; if this is about the GPU, see "
-                "README.md, or hide the GPU with CUDA_VISIBLE_DEVICES=-1"
-            )
+            gpu = "if this is about the GPU, see README.md, or hide it: CUDA_VISIBLE_DEVICES=-1"
+            problem = f"TensorFlow failed: {first_line(error)}; {gpu}"
         except OSError as error:
-            problem = (
-                f"{error.filename or args.output}: {error.strerror or error}; fix that, then run "
-            )
-            problem += "the same command again"
+            problem = f"{error.filename or args.output}: {error.strerror or error}; fix that, then "
+            problem += "run the same command again"
             if job is train and not args.fresh:
                 problem += ": it resumes from the last checkpoint. Or use another --output"
         print(f"art_gan.py: error: {problem}", file=sys.stderr)

@@ -321,6 +321,35 @@ def test_fuse_keeps_what_it_cannot_compute_faster(changed):
     np.testing.assert_allclose(sum(fused.losses), sum(model.losses), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("fused", "stock"),
+    [
+        (
+            1,
+            [
+                layers.UpSampling2D(),
+                layers.Conv2D(4, 3, padding="same", kernel_initializer="zeros"),
+            ],
+        ),
+        (1, [layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same", bias_regularizer="l2")]),
+        (1, [layers.BatchNormalization(momentum=0.5, epsilon=0.1, gamma_constraint="non_neg")]),
+        (1, [layers.BatchNormalization(trainable=False), layers.BatchNormalization()]),
+        (0, [layers.UpSampling2D(), layers.Conv2D(4, 3)]),
+    ],
+)
+def test_fuse_replaces_what_it_can_compute_faster(fused, stock):
+    """Also if the weights start differently or are regularized."""
+    model = art_gan.fuse(keras.Sequential([keras.Input((4, 4, 3)), *stock]))
+    kinds = (art_gan.UpsampledConv2D, art_gan.FusedBatchNormalization)
+    assert sum(isinstance(layer, kinds) for layer in model.layers) == fused
+
+
+def test_every_such_layer_of_the_article_is_replaced():
+    kinds = [type(layer).__name__ for model in build() for layer in art_gan.fuse(model).layers]
+    assert (kinds.count("UpsampledConv2D"), kinds.count("FusedBatchNormalization")) == (3, 3 + 4)
+    assert not {"UpSampling2D", "BatchNormalization"} & set(kinds)
+
+
 def test_fuse_leaves_other_models_alone():
     inputs = keras.Input((4, 4, 3))
     model = keras.Model(inputs, layers.UpSampling2D()(inputs))
