@@ -150,7 +150,8 @@ def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
         row, col = divmod(image_count, PREVIEW_COLS)
         r, c = PREVIEW_MARGIN + row * step, PREVIEW_MARGIN + col * step
         image_array[r : r + image_size, c : c + image_size] = picture
-    save_image(path, image_array)
+    with replace_file(path) as temporary:
+        Image.fromarray(image_array).save(temporary)
 
 
 def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.Model:
@@ -164,7 +165,7 @@ def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.
     return keras.Model(noise, discriminator(generator(noise)), name="combined")
 
 
-# ---- Pictures and noise ---------------------------------------------------------------------
+# ---- One iteration --------------------------------------------------------------------------
 
 
 def random_noise(count: int, seed: int, stream: int, size: int = NOISE_SIZE) -> np.ndarray:
@@ -180,9 +181,6 @@ def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list
     rng = np.random.default_rng([seed, epoch])
     x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
     return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
-
-
-# ---- One iteration --------------------------------------------------------------------------
 
 
 def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
@@ -329,9 +327,6 @@ START_OVER = "start over with --fresh, or use another --output"
 def first_line(error: Exception) -> str:
     """The first line of an error's text, or its kind if it has none."""
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-# ---- Data -----------------------------------------------------------------------------------
 
 
 def check_range(pictures: np.ndarray, name: str) -> None:
@@ -663,12 +658,6 @@ def build_painter(generator: keras.Sequential) -> Callable[[Iterable], Iterator[
     return paint
 
 
-def save_image(path: Path, picture: np.ndarray) -> None:
-    """Write a picture, uint8 (height, width, 3)."""
-    with replace_file(path) as temporary:
-        Image.fromarray(picture).save(temporary)
-
-
 def save_animation(path: Path, frames: Iterator[Image.Image], count: int, duration: int) -> None:
     """Write `count` frames as an endless animation; `duration` is that of one, in milliseconds."""
     # Pillow would hold all frames in memory. So we give it one picture that says it has `count`
@@ -726,7 +715,8 @@ def paint(args: argparse.Namespace) -> int:
             return 0
         first = []
         for number, picture in enumerate(pictures, 1):
-            save_image(output / "art" / f"{name}-{number:04}.png", picture)
+            with replace_file(output / "art" / f"{name}-{number:04}.png") as temporary:
+                Image.fromarray(picture).save(temporary)
             if number <= PREVIEW_COUNT:
                 first.append(picture)
         save_images(output / "art" / f"{name}-grid.png", first)
@@ -1056,7 +1046,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         description="Train a GAN that paints; the same command resumes where it stopped.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    add, from_0, from_2 = parser.add_argument, *(partial(whole_number, least=n) for n in (0, 2))
+    add = parser.add_argument
+    from_0, from_2 = (partial(whole_number, least=least) for least in (0, 2))
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     add("--data", default=DATA_FILE, help="pictures, made by image_resizer.py")
     add("--output", default=OUTPUT_DIR, help="folder for everything that a run writes")
@@ -1108,10 +1099,5 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    exit_code = main()
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        try:
-            stream.flush()
-        except OSError:  # as a broken pipe: Python would fail again when it exits
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(exit_code)
+    # Not sys.exit: Python would flush the streams again, and fail if the reader of a pipe is gone.
+    os._exit(main())
