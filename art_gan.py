@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
-import glob
 import importlib.util
 import io
 import itertools
@@ -42,7 +41,7 @@ if __name__ == "__main__":
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while TensorFlow loads: no traceback
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-if not glob.glob("/dev/nvidia[0-9]*"):
+if not any(Path("/dev").glob("nvidia[0-9]*")):
     # On a CPU, one operation at a time on all cores is as fast and needs less memory.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
@@ -52,7 +51,6 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, track
-from rich.table import Column
 
 try:
     import fcntl
@@ -74,7 +72,7 @@ IMAGE_CHANNELS = 3
 # Settings that the article does not have
 DATA_FILE = "cubism_data.npy"
 OUTPUT_DIR = "output"
-CHECKPOINT_SECONDS = 60  # a machine that dies costs about so much work
+CHECKPOINT_SECONDS = 60  # a machine that dies loses about this much work
 CHECKPOINTS = 2  # how many are kept at least: the newest, and one in case it is damaged
 UPLOAD_SECONDS = 300  # younger checkpoints are kept too: they may still be uploading to a bucket
 WON_ACCURACY, WON_ITERATIONS = 0.99, 500  # a discriminator this good for this long has won
@@ -136,11 +134,9 @@ def build_generator(noise_size: int, channels: int, generate_res: int = 3) -> ke
 
 
 def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
-    """Write up to PREVIEW_COUNT pictures, uint8 (S, S, 3), as the article's grid.
-
-    The article's `save_images(cnt, noise)` also runs the generator. Here `build_painter` does, so
-    that --generate can save its pictures one by one.
-    """
+    """Write up to PREVIEW_COUNT pictures, uint8 (S, S, 3), as the article's grid."""
+    # The article's `save_images(cnt, noise)` also runs the generator. Here `build_painter` does,
+    # so that --generate can save its pictures one by one.
     pictures = list(pictures)
     image_size = len(pictures[0])
     step = image_size + PREVIEW_MARGIN
@@ -155,12 +151,10 @@ def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
 
 
 def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.Model:
-    """The article's combined model: noise -> generator -> discriminator -> P(painting), (N, 1).
-
-    The article sets `discriminator.trainable = False` here. Since Keras 3 that line also stops the
-    discriminator's own training, without a warning. Here nothing is frozen, but the generator's
-    step changes the generator's weights only.
-    """
+    """The article's combined model: noise -> generator -> discriminator -> P(painting), (N, 1)."""
+    # The article sets `discriminator.trainable = False` here. Since Keras 3 that line also stops
+    # the discriminator's own training, without a warning. Here nothing is frozen, but the
+    # generator's step changes the generator's weights only.
     noise = keras.Input(generator.input_shape[1:])
     return keras.Model(noise, discriminator(generator(noise)), name="combined")
 
@@ -174,20 +168,15 @@ def random_noise(count: int, seed: int, stream: int, size: int = NOISE_SIZE) -> 
 
 
 def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list[np.ndarray]:
-    """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE).
-
-    Depends on (seed, epoch) only, so that a resumed run draws what it would have drawn.
-    """
-    rng = np.random.default_rng([seed, epoch])
+    """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE)."""
+    rng = np.random.default_rng([seed, epoch])  # so a resumed run draws what it would have drawn
     x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
     return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
 
 
 def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
-    """The mean cross-entropy between probabilities (N, 1) and one label, 0 or 1.
-
-    The probabilities are clipped, as in Keras 2.3. Keras 3 would use the logits before the sigmoid.
-    """
+    """The mean cross-entropy between probabilities (N, 1) and one label, 0 or 1."""
+    # Clipped, as in Keras 2.3. Keras 3 would use the logits before the sigmoid.
     p = tf.clip_by_value(probability, 1e-7, 1 - 1e-7)
     return -tf.reduce_mean(tf.math.log(p if label else 1 - p))
 
@@ -235,8 +224,7 @@ def build_iteration(
     def train_on_batch(
         model: keras.Model, x: tf.Tensor, label: float, network: keras.Model
     ) -> tf.Tensor:
-        scale_loss = optimizer.scale_loss
-        loss, output, gradients = loss_and_gradients(model, x, label, network, scale_loss)
+        loss, output, gradients = loss_and_gradients(model, x, label, network, optimizer.scale_loss)
         optimizer.apply(gradients, network.trainable_variables)
         correct = tf.equal(output > 0.5, label > 0.5)
         return tf.stack([loss, tf.reduce_mean(tf.cast(correct, tf.float32))])
@@ -287,9 +275,7 @@ def train(args: argparse.Namespace) -> int:
         if values:
             restore_variables(variables, values)
             print(f"Resuming from iteration {first} of {args.epochs}")
-        run = Run(output, settings, generator, variables, history)
-        if args.tensorboard:
-            run.start_log()
+        run = Run(output, settings, generator, variables, history, args.tensorboard)
         fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_STREAM)
 
         with ProgressLine(first, args.epochs) as progress, catch_signals() as signals:
@@ -337,7 +323,7 @@ def check_range(pictures: np.ndarray, name: str) -> None:
 
 
 def bad_data(name: str, problem: str) -> UserError:
-    """The error for a data file that image_resizer.py did not write."""
+    """The error for a data file that has to be made again."""
     return UserError(f"{name}: {problem}; make it again with image_resizer.py")
 
 
@@ -388,12 +374,13 @@ def batches(data: np.ndarray, name: str, seed: int, epochs: range, batch_size: i
 
 # ---- Files ----------------------------------------------------------------------------------
 
-# What a run writes, and --fresh removes; and what --generate and --interpolate write
+# What a run writes, and --fresh removes
 LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
 RUN_FILES = re.compile(
     r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|generator\.keras|metrics\.csv|"
     rf"training\.webp|{LOG_FILES.pattern}"
 )
+# What --generate and --interpolate write
 ART_FILES = re.compile(r"art/[\w-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w-]+\.webp")
 
 
@@ -433,7 +420,7 @@ def lock_folder(folder: Path, problem: str) -> Iterator[None]:
 
 
 def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
-    """Remove the files in `output` with such relative names, or only unfinished ones of them."""
+    """Remove the files in `output` whose relative names match, or only the unfinished ones."""
     # Checkpoints first: if we are killed here, none is left whose previews are gone.
     for path in sorted(output.glob("*/*")) + sorted(output.iterdir()):
         finished = path.with_name(path.name.removeprefix(".part-"))
@@ -470,13 +457,13 @@ def save_checkpoint(
     output: Path, variables: list[keras.Variable], history: np.ndarray, settings: dict
 ) -> None:
     """Save the complete training state as one .npz; remove those that are no longer needed."""
-    values = [variable.numpy() for variable in variables]
     file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
-    np.savez(file, *values, metrics=history, settings=json.dumps(settings))
+    np.savez(file, *(v.numpy() for v in variables), metrics=history, settings=json.dumps(settings))
     with replace_file(output / "checkpoint" / f"{len(history):08}.npz") as temporary:
         temporary.write_bytes(file.getbuffer())
     paths = checkpoint_paths(output)
-    paths.sort(key=lambda path: int(path.stem) > len(history))  # last: later ones, all damaged
+    # Later states are all damaged: sort them last, so that they go first.
+    paths.sort(key=lambda path: int(path.stem) > len(history))
     for old in paths[CHECKPOINTS:]:
         if time.time() - old.stat().st_mtime > UPLOAD_SECONDS:
             old.unlink()
@@ -492,7 +479,7 @@ def load_checkpoint(output: Path, settings: dict) -> tuple[list[np.ndarray], np.
     for path in paths:
         content = path.read_bytes()  # outside the try: a disk error is not a damaged file
         try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:  # has checksums
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:  # verifies checksums
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 history, saved = file["metrics"], json.loads(str(file["settings"]))
         except Exception as error:  # a wrong byte makes zipfile, numpy or json raise anything
@@ -512,7 +499,7 @@ def load_checkpoint(output: Path, settings: dict) -> tuple[list[np.ndarray], np.
 def restore_variables(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
     """Give variables their saved values. Raises UserError if those are of other networks."""
     if [variable.shape for variable in variables] != [value.shape for value in values]:
-        raise UserError(f"the run in --output has other networks than art_gan.py now; {START_OVER}")
+        raise UserError(f"the run in --output was trained with other networks; {START_OVER}")
     for variable, value in zip(variables, values, strict=True):
         variable.assign(value)
 
@@ -536,17 +523,23 @@ class Run:
     generator: keras.Sequential
     variables: list[keras.Variable]  # all that a checkpoint holds
     history: np.ndarray  # the metrics of each iteration, float32 (iterations, 4)
+    tensorboard: bool = False
     pending: list[tf.Tensor] = dataclasses.field(default_factory=list)  # not in the history yet
     saved_at: float = dataclasses.field(default_factory=time.monotonic)
-    log: tf.summary.SummaryWriter | None = None
     logged: int = 0  # how many iterations the TensorBoard log has
 
     def __post_init__(self) -> None:
-        """Build the float32 copy of the generator, which paints the previews and is saved."""
+        # A float32 copy of the generator paints the previews and is what is saved.
         keras.config.set_dtype_policy("float32")
         resolution = GENERATE_RES[self.generator.output_shape[1]]
         self.float32_generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, resolution)
         self.paint = build_painter(self.float32_generator)
+        self.log = None
+        if self.tensorboard:  # anew from iteration 0: after a kill, some would show twice
+            remove_files(self.output, LOG_FILES, leftovers_only=False)
+            folder = str(self.output / "logs")
+            self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
+            self.write_log()
 
     def update_history(self) -> None:
         """Fetch the pending metrics from the device; say so if the discriminator has just won."""
@@ -558,8 +551,8 @@ class Run:
         if WON_ITERATIONS in streaks and streaks.index(WON_ITERATIONS) > known:
             print(
                 f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
-                f"{WON_ITERATIONS} iterations in a row: the generator learns little more. People "
-                "try more pictures, or another --seed"
+                f"{WON_ITERATIONS} iterations in a row: the generator learns little more. Try "
+                "more pictures, or another --seed"
             )
 
     def save_preview(self, cnt: int, noise: np.ndarray) -> None:
@@ -591,13 +584,6 @@ class Run:
         self.write_log()
         self.saved_at = time.monotonic()
 
-    def start_log(self) -> None:
-        """Start output/logs anew from iteration 0: after a kill, some would show twice."""
-        remove_files(self.output, LOG_FILES, leftovers_only=False)
-        folder = str(self.output / "logs")
-        self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
-        self.write_log()
-
     def write_log(self) -> None:
         """Write metrics and previews that the TensorBoard log does not have yet."""
         if not self.log:
@@ -622,7 +608,7 @@ class Run:
 
 def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
     """Make the time-lapse of a finished run, unless it is up to date, and say what comes next."""
-    timelapse, (newest, *_) = output / TIMELAPSE, checkpoint_paths(output)
+    timelapse, newest = output / TIMELAPSE, checkpoint_paths(output)[0]
     if not timelapse.exists() or timelapse.stat().st_mtime < newest.stat().st_mtime:
         numbers = range(1, (iterations - 1) // args.save_freq + 2)
         paths = [path for n in numbers if (path := output / f"trained-{n}.png").exists()]
@@ -642,10 +628,8 @@ def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
 
 
 def build_painter(generator: keras.Sequential) -> Callable[[Iterable], Iterator[np.ndarray]]:
-    """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (S, S, 3), one at a time.
-
-    The batch size is fixed: every picture depends on its own noise only, and memory is constant.
-    """
+    """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (S, S, 3), one at a time."""
+    # The batch size is fixed: every picture depends on its own noise only, and memory is constant.
     fast_generator = tf.function(fuse(generator), autograph=False)
 
     def paint(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -667,13 +651,11 @@ def save_animation(path: Path, frames: Iterator[Image.Image], count: int, durati
     screen.seek = lambda frame: screen.paste(next(frames)) if frame else None
     with replace_file(path) as temporary:
         screen.save(temporary, save_all=True, duration=duration, loop=0)
+        next(frames, None)  # lets a progress bar behind it reach its end
 
 
 def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
-    """The generator that the options name, and a name for it that goes into file names.
-
-    Raises UserError or OSError if it is not there or cannot be read.
-    """
+    """A name for file names, and the generator to paint with. Raises UserError or OSError."""
     output = Path(args.output)
     path = output / (f"trained-{args.preview}.keras" if args.preview else "generator.keras")
     if not path.exists():
@@ -683,7 +665,7 @@ def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
         raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
     select_device(args)
-    content = io.BytesIO(path.read_bytes())  # outside the try: a disk error is no damaged file
+    content = io.BytesIO(path.read_bytes())  # outside the try: a disk error is not a damaged file
     try:
         generator = keras.models.load_model(path, compile=False)
     except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
@@ -713,22 +695,18 @@ def paint(args: argparse.Namespace) -> int:
             save_animation(path, map(Image.fromarray, pictures), count, INTERPOLATION_MS)
             print(f"{path}: a loop of {count} pictures")
             return 0
-        first = []
-        for number, picture in enumerate(pictures, 1):
+        first = list(itertools.islice(pictures, PREVIEW_COUNT))
+        for number, picture in enumerate(itertools.chain(first, pictures), 1):
             with replace_file(output / "art" / f"{name}-{number:04}.png") as temporary:
                 Image.fromarray(picture).save(temporary)
-            if number <= PREVIEW_COUNT:
-                first.append(picture)
         save_images(output / "art" / f"{name}-grid.png", first)
         print(f"{count} pictures and a grid in {output / 'art'}; for others, use another --seed")
         return 0
 
 
 def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
-    """Noise vectors on the way from each point to the next, and from the last to the first.
-
-    Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
-    """
+    """Noise vectors on the way from each point to the next, and from the last to the first."""
+    # Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
     for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
         angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -0.999, 0.999))
         t = np.arange(INTERPOLATION_STEPS)[:, np.newaxis] / INTERPOLATION_STEPS
@@ -823,29 +801,24 @@ class FusedBatchNormalization(layers.Layer):
         """(N, H, W, C) -> the same shape; the moving statistics change only if training."""
         norm, fused = self.norm, tf.compat.v1.nn.fused_batch_norm
         variables = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
-        scale, offset, *moving = map(tf.convert_to_tensor, variables)
+        arguments = (x, *map(tf.convert_to_tensor, variables), norm.epsilon)
         if not training:
-            return fused(x, scale, offset, *moving, norm.epsilon, is_training=False)[0]
-        share = 1 - norm.momentum
-        y, *moved = fused(x, scale, offset, *moving, norm.epsilon, exponential_avg_factor=share)
+            return fused(*arguments, is_training=False)[0]
+        y, *moved = fused(*arguments, exponential_avg_factor=1 - norm.momentum)
         for variable, value in zip(variables[2:], moved, strict=True):
             variable.assign(value)
         return y
 
 
-def is_stock(layer: layers.Layer, stock: layers.Layer, *may_differ: str) -> bool:
-    """Whether a layer computes what `stock` would with the same weights.
-
-    All settings are compared but its name, its dtype, how its weights start and are regularized,
-    and those in `may_differ`.
-    """
+def is_stock(layer: layers.Layer | None, stock: layers.Layer, *may_differ: str) -> bool:
+    """Whether a layer is like `stock` in all but its weights and the settings `may_differ`."""
     if type(layer) is not type(stock):
         return False
-    a, b = layer.get_config(), stock.get_config()
+    # How the weights start and are regularized does not matter.
     weights = r"(kernel|bias|beta|gamma|moving_\w+)_(initializer|regularizer|constraint)"
-    ignored = {"name", "dtype", *may_differ}
-    different = {key for key in a | b if a.get(key) != b.get(key)} - ignored
-    return all(re.fullmatch(weights, key) for key in different)
+    ignored = "|".join(("name", "dtype", weights, *may_differ))
+    a, b = layer.get_config(), stock.get_config()
+    return all(re.fullmatch(ignored, key) for key in a | b if a.get(key) != b.get(key))
 
 
 def fuse(model: keras.Sequential) -> keras.Model:
@@ -859,11 +832,9 @@ def fuse(model: keras.Sequential) -> keras.Model:
     upsampling, norm = layers.UpSampling2D(), layers.BatchNormalization()
     conv = layers.Conv2D(1, kernel_size=3, padding="same")
     x = inputs = keras.Input(model.input_shape[1:])
-    remaining = list(model.layers)
-    while remaining:
-        layer = remaining.pop(0)
-        following = remaining[0] if remaining else None
-        if is_stock(layer, upsampling) and is_stock(following, conv, "filters"):
+    remaining = [*model.layers, None]  # nothing follows the last layer
+    while (layer := remaining.pop(0)) is not None:
+        if is_stock(layer, upsampling) and is_stock(remaining[0], conv, "filters"):
             layer = UpsampledConv2D(remaining.pop(0))
         elif len(x.shape) == 4 and is_stock(layer, norm, "momentum", "epsilon"):
             layer = FusedBatchNormalization(layer)
@@ -903,22 +874,20 @@ class FusedAdam(keras.optimizers.Adam):
 
 
 def select_device(args: argparse.Namespace) -> str:
-    """Choose the device to train or paint on, before TensorFlow first uses it; returns its name.
-
-    Warns if an NVIDIA GPU is not used, or if the CPU is slow in this precision.
-    """
+    """Choose the device before TensorFlow first uses it; returns its name. Warns of a slow one."""
     gpus = tf.config.list_physical_devices("GPU")
     if gpus:
         with contextlib.suppress(RuntimeError, ValueError):  # a notebook has set them up already
             tf.config.set_visible_devices(gpus[0], "GPU")
             tf.config.experimental.set_memory_growth(gpus[0], True)  # leave room for --generate
         if len(gpus) > 1 and not (args.generate or args.interpolate):
+            # The second GPU: the second one that the variable names, or 1 if it names fewer
             _, other = f"{os.environ.get('CUDA_VISIBLE_DEVICES', 0)},1".split(",")[:2]
             run = f"CUDA_VISIBLE_DEVICES={other} python art_gan.py --seed 1 --output output/seed-1"
             print(f"One of {len(gpus)} GPUs is used. To use another, start another run: {run}")
         return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if not hidden and (glob.glob("/dev/nvidia[0-9]*") or shutil.which("nvidia-smi")):
+    if not hidden and (any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi")):
         print(
             "warning: this machine has an NVIDIA GPU, but TensorFlow does not see it and uses the "
             'CPU; install TensorFlow\'s CUDA build: pip install "tensorflow[and-cuda]"',
@@ -931,23 +900,20 @@ def select_device(args: argparse.Namespace) -> str:
 
 @contextlib.contextmanager
 def catch_signals() -> Iterator[list[int]]:
-    """Give a list that collects SIGINT, SIGTERM and SIGHUP; a second SIGINT ends the process.
-
-    A second SIGHUP does not: a terminal that closes sends two. A signal that is ignored at the
-    start stays ignored (nohup). In a thread, which cannot catch signals, the list stays empty.
-    """
+    """Give a list that collects SIGINT, SIGTERM and SIGHUP; a second SIGINT ends the process."""
     received = []
 
     def receive(number: int, _: object) -> None:
         received.append(number)
+        # A second SIGHUP does not end it: a terminal that closes sends two.
         signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
     with contextlib.ExitStack() as stack:
         hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
         for number in {signal.SIGINT, signal.SIGTERM, hangup}:
             before = signal.getsignal(number)
-            if before not in (signal.SIG_IGN, None):
-                with contextlib.suppress(ValueError):  # raised in a thread
+            if before not in (signal.SIG_IGN, None):  # what is ignored stays ignored (nohup)
+                with contextlib.suppress(ValueError):  # in a thread, which cannot catch signals
                     signal.signal(number, receive)
                     stack.callback(signal.signal, number, before)
         yield received
@@ -958,8 +924,7 @@ class ProgressLine(Progress):
 
     def __init__(self, first: int, epochs: int) -> None:
         text = "{task.completed}/{task.total} {task.description}"
-        one_line = Column(no_wrap=True, overflow="ellipsis")  # a narrow terminal shows its start
-        columns = TextColumn(text, markup=False, table_column=one_line), BarColumn(8)
+        columns = TextColumn(text, markup=False), BarColumn(8)  # a narrow terminal cuts the text
         # The pace is that of the last ten minutes.
         super().__init__(*columns, disable=not sys.stdout.isatty(), speed_estimate_period=600)
         self.bar = self.add_task("compiling", total=epochs, completed=first)
@@ -968,13 +933,10 @@ class ProgressLine(Progress):
         self.console.show_cursor()  # Rich hides it; after a kill it would stay hidden
 
     def show(self, epoch: int, metrics: tf.Tensor, preview: bool) -> None:
-        """Show an iteration, and print the article's line if there is a preview of it.
-
-        This waits for the device, so other iterations are shown once a second at the most.
-        """
+        """Show an iteration, and print the article's line if there is a preview of it."""
         task = self.tasks[self.bar]
         if not preview and epoch + 1 < task.total and time.monotonic() - self.shown < 1:
-            return
+            return  # showing waits for the device, so it is done once a second at the most
         d_loss, d_accuracy, g_loss, g_accuracy = metrics.numpy().tolist()
         self.shown = time.monotonic()
         self.update(self.bar, completed=epoch + 1)
@@ -1017,12 +979,12 @@ class SafeStream:
 @contextlib.contextmanager
 def restored_globals() -> Iterator[None]:
     """Set what is global as a run needs it, whatever keras.json says; set it back at the end."""
+    needed = {"image_data_format": "channels_last", "floatx": "float32", "dtype_policy": "float32"}
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(SafeStream(sys.stdout)))
         stack.enter_context(contextlib.redirect_stderr(SafeStream(sys.stderr)))
         stack.callback(random.setstate, random.getstate())
-        settings = [("image_data_format", "channels_last"), ("floatx", "float32")]
-        for name, value in [*settings, ("dtype_policy", "float32")]:
+        for name, value in needed.items():
             set_value = getattr(keras.config, f"set_{name}")
             stack.callback(set_value, getattr(keras.config, name)())
             set_value(value)
@@ -1054,7 +1016,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--epochs", type=whole_number, default=EPOCHS, help="iterations")
     add("--batch-size", type=whole_number, default=BATCH_SIZE, help="pictures in one iteration")
     add("--save-freq", type=whole_number, default=SAVE_FREQ, help="iterations between previews")
-    seconds = "between two saved states, each of which is kept for 5 minutes"
+    seconds = f"between two saved states, each of which is kept for {UPLOAD_SECONDS} seconds"
     add("--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help=seconds)
     add("--seed", type=from_0, default=0, help="random seed")
     add("--precision", choices=precisions, default="float32", help="half precision may be faster")
@@ -1070,30 +1032,33 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     return args
 
 
+@restored_globals()
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. Global state is as before when it returns."""
     args = parse_args(argv)
     job = paint if args.generate or args.interpolate else train
-    with restored_globals():
-        try:
-            return job(args)
-        except KeyboardInterrupt:  # there is nothing to save yet, or it paints
-            return 128 + signal.SIGINT
-        except UserError as error:
-            problem = str(error)
-        except (tf.errors.ResourceExhaustedError, MemoryError):
-            problem = "out of memory; a new run, in another --output, can use a smaller "
-            problem += "--batch-size"
-        except tf.errors.OpError as error:
-            gpu = "if this is about the GPU, see README.md, or hide it: CUDA_VISIBLE_DEVICES=-1"
-            problem = f"TensorFlow failed: {first_line(error)}; {gpu}"
-        except OSError as error:
-            problem = f"{error.filename or args.output}: {error.strerror or error}; fix that, then "
-            problem += "run the same command again"
-            if job is train and not args.fresh:
-                problem += ": it resumes from the last checkpoint. Or use another --output"
-        print(f"art_gan.py: error: {problem}", file=sys.stderr)
-        return 1
+    try:
+        return job(args)
+    except KeyboardInterrupt:  # before training starts, or while painting: nothing to save
+        return 128 + signal.SIGINT
+    except UserError as error:
+        problem = str(error)
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        problem = "out of memory; stop other programs and run the same command again"
+        if job is train:
+            problem = (
+                "out of memory; a new run, in another --output, can use a smaller --batch-size"
+            )
+    except tf.errors.OpError as error:
+        gpu = "if this is about the GPU, see README.md, or hide it with CUDA_VISIBLE_DEVICES=-1"
+        problem = f"TensorFlow failed: {first_line(error)}; {gpu}"
+    except OSError as error:
+        problem = f"{error.filename or args.output}: {error.strerror or error}; fix that, then "
+        problem += "run the same command again"
+        if job is train and not args.fresh:
+            problem += ": it resumes from the last checkpoint. Or use another --output"
+    print(f"art_gan.py: error: {problem}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":

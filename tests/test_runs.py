@@ -928,7 +928,9 @@ def test_out_of_memory(error, main, monkeypatch):
         raise error
 
     monkeypatch.setattr(art_gan, "train", train)
+    monkeypatch.setattr(art_gan, "paint", lambda args: train(args))
     assert "out of memory; a new run, in another --output, can use a smaller" in refusal(main())
+    assert "out of memory; stop other programs" in refusal(main("--generate", 1))
 
 
 def test_an_error_of_tensorflow_is_one_line(main, monkeypatch):
@@ -1063,18 +1065,19 @@ def test_a_loop_through_new_pictures(trained, main):
 
 @pytest.mark.parametrize("count", [1, 50])
 def test_an_animation_keeps_one_frame_in_memory(count, tmp_path):
-    references, most = [], 0
+    references, most, ended = [], 0, False
 
     def frames():
-        nonlocal most
+        nonlocal most, ended
         for number in range(count):
             frame = Image.new("RGB", (8, 8), (5 * number, 0, 200))
             references.append(weakref.ref(frame))
             most = max(most, sum(reference() is not None for reference in references))
             yield frame
+        ended = True  # so that a progress bar is complete
 
     art_gan.save_animation(tmp_path / "a.webp", frames(), count, 40)
-    assert most <= 3
+    assert most <= 3 and ended
     with Image.open(tmp_path / "a.webp") as animation:
         assert animation.n_frames == count
         for number in range(count):
