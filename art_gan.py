@@ -994,7 +994,7 @@ def restored_globals() -> Iterator[None]:
 # ---- Command line ---------------------------------------------------------------------------
 
 
-def whole_number(text: str, least: int = 1) -> int:
+def whole_number(text: str, least: int) -> int:
     """An argparse type: a whole number from `least` to 2**32 - 1, the largest seed."""
     if not (text.isascii() and text.isdigit() and least <= int(text) < 2**32):
         problem = f"{text!r} is not a whole number from {least} to {2**32 - 1}"
@@ -1004,27 +1004,28 @@ def whole_number(text: str, least: int = 1) -> int:
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line's options. Raises SystemExit if they are wrong."""
-    parser = argparse.ArgumentParser(
-        description="Train a GAN that paints; the same command resumes where it stopped.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    text = "Train a GAN that paints; the same command resumes where it stopped."
+    parser = argparse.ArgumentParser(description=text, epilog="(In brackets: the defaults.)")
     add = parser.add_argument
-    from_0, from_2 = (partial(whole_number, least=least) for least in (0, 2))
+    from_0, from_1, from_2 = (partial(whole_number, least=least) for least in (0, 1, 2))
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    add("--data", default=DATA_FILE, help="pictures, made by image_resizer.py")
-    add("--output", default=OUTPUT_DIR, help="folder for everything that a run writes")
-    add("--epochs", type=whole_number, default=EPOCHS, help="iterations")
-    add("--batch-size", type=whole_number, default=BATCH_SIZE, help="pictures in one iteration")
-    add("--save-freq", type=whole_number, default=SAVE_FREQ, help="iterations between previews")
-    seconds = f"between two saved states, each of which is kept for {UPLOAD_SECONDS} seconds"
+    add("--data", default=DATA_FILE, help="pictures, made by image_resizer.py (%(default)s)")
+    add("--output", default=OUTPUT_DIR, help="folder for all that a run writes (%(default)s)")
+    add("--epochs", type=from_1, default=EPOCHS, help="iterations (%(default)s)")
+    add(
+        "--batch-size", type=from_1, default=BATCH_SIZE, help="pictures per iteration (%(default)s)"
+    )
+    add("--save-freq", type=from_1, default=SAVE_FREQ, help="iterations per preview (%(default)s)")
+    seconds = f"between saved states (%(default)s); each is kept for {UPLOAD_SECONDS} seconds"
     add("--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help=seconds)
-    add("--seed", type=from_0, default=0, help="random seed")
-    add("--precision", choices=precisions, default="float32", help="half precision may be faster")
+    add("--seed", type=from_0, default=0, help="random seed (%(default)s)")
+    faster = "half precision may be faster (%(default)s)"
+    add("--precision", choices=precisions, default="float32", help=faster)
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
-    add("--from", dest="preview", type=whole_number, metavar="N", help="paint with preview N")
+    add("--from", dest="preview", type=from_1, metavar="N", help="paint with preview N")
     add = parser.add_mutually_exclusive_group().add_argument
     add("--fresh", action="store_true", help="remove the run in --output, start over")
-    add("--generate", type=whole_number, metavar="N", help="paint N new pictures")
+    add("--generate", type=from_1, metavar="N", help="paint N new pictures")
     add("--interpolate", type=from_2, metavar="N", help="animate a loop through N new pictures")
     args = parser.parse_args(argv)
     if args.preview and not (args.generate or args.interpolate):

@@ -8,7 +8,7 @@ import shlex
 import signal
 import sys
 import warnings
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from argparse import ArgumentParser
 from collections import Counter, namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,8 +37,7 @@ SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
 IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but cannot decode
 
-# How many pictures are in the array, how many could not be read, which other files there are (such
-# as "50 .heic"), and how many pictures are in sub-folders that were not read.
+# How many: pictures read, files skipped, others (such as "50 .heic"), pictures in sub-folders
 Result = namedtuple("Result", "pictures skipped others unread")
 
 
@@ -202,13 +201,14 @@ def resize_folder(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 for an error, 130 if interrupted."""
-    parser = ArgumentParser(description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    option = parser.add_argument
-    option("image_dir", nargs="?", default=IMAGE_DIR, help="folder of pictures")
-    option("--recursive", action="store_true", help="read its sub-folders too")
-    option("--output", default=IMAGE_FILE, help="file to write")
-    option("--size", type=int, choices=(32, 64, 128, 256), default=IMAGE_SIZE, help="in pixels")
-    option("--crop", action="store_true", help="use only the centre square of each picture")
+    parser = ArgumentParser(description=__doc__, epilog="(In brackets: the defaults.)")
+    add = parser.add_argument
+    add("image_dir", nargs="?", default=IMAGE_DIR, help="folder of pictures (%(default)s)")
+    add("--recursive", action="store_true", help="read its sub-folders too")
+    add("--output", default=IMAGE_FILE, help="file to write (%(default)s)")
+    sizes = (32, 64, 128, 256)
+    add("--size", type=int, choices=sizes, default=IMAGE_SIZE, help="in pixels (%(default)s)")
+    add("--crop", action="store_true", help="use only the centre square of each picture")
     args = parser.parse_args(argv)
     try:
         pictures, skipped, others, unread = resize_folder(**vars(args))
