@@ -259,7 +259,7 @@ def train(args: argparse.Namespace) -> int:
         first = len(history)
         if first >= args.epochs:
             return finish(output, first, args)
-        remove_later_previews(output, first, args.save_freq)
+        remove_later_previews(output, first, args)
 
         print(f"Training on {select_device(args)}, in {args.precision}")
         print(f"{args.data}: {len(data)} pictures of {image_size} x {image_size}")
@@ -341,7 +341,9 @@ def load_data(path: str) -> np.ndarray:
     try:
         data = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; make it first: python image_resizer.py") from None
+        where = "" if path == DATA_FILE else f" FOLDER --output {shlex.quote(path)}"
+        make = f"make it first: python image_resizer.py{where}"
+        raise UserError(f"{path}: no such file; {make}") from None
     except OSError as error:
         problem = f"cannot be read ({error.strerror})"
         raise UserError(f"{path}: {problem}; name another with --data") from None
@@ -421,7 +423,7 @@ def lock_folder(folder: Path, problem: str) -> Iterator[None]:
 
 def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
     """Remove the files in `output` whose relative names match, or only the unfinished ones."""
-    # Checkpoints first: if we are killed here, none is left whose previews are gone.
+    # Checkpoints first: if we are killed here, no checkpoint may be left without its previews.
     for path in sorted(output.glob("*/*")) + sorted(output.iterdir()):
         finished = path.with_name(path.name.removeprefix(".part-"))
         fits = names.fullmatch(finished.relative_to(output).as_posix())
@@ -429,10 +431,19 @@ def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
             path.unlink()
 
 
-def remove_later_previews(output: Path, iterations: int, save_freq: int) -> None:
-    """Remove the previews of later iterations: a run that was killed makes them again."""
-    for path in output.glob("trained-*"):
-        if RUN_FILES.fullmatch(path.name) and (int(path.stem[8:]) - 1) * save_freq >= iterations:
+def remove_later_previews(output: Path, iterations: int, args: argparse.Namespace) -> None:
+    """Remove the previews of later iterations: a run that was killed makes them again.
+
+    Raises UserError if there is no checkpoint, though the previews took longer than the first one.
+    """
+    paths = [path for path in output.glob("trained-*") if RUN_FILES.fullmatch(path.name)]
+    times = [path.stat().st_mtime for path in paths] or [0]
+    if not iterations and max(times) - min(times) > 600 + args.checkpoint_seconds:
+        raise UserError(
+            f"{output}: holds previews of a longer run, but no checkpoint; {START_OVER}"
+        )
+    for path in paths:
+        if (int(path.stem[8:]) - 1) * args.save_freq >= iterations:
             path.unlink()
 
 
@@ -462,7 +473,7 @@ def save_checkpoint(
     with replace_file(output / "checkpoint" / f"{len(history):08}.npz") as temporary:
         temporary.write_bytes(file.getbuffer())
     paths = checkpoint_paths(output)
-    # Later states are all damaged: sort them last, so that they go first.
+    # A later one is damaged, or we would have resumed from it. So it counts as the oldest.
     paths.sort(key=lambda path: int(path.stem) > len(history))
     for old in paths[CHECKPOINTS:]:
         if time.time() - old.stat().st_mtime > UPLOAD_SECONDS:
@@ -482,6 +493,8 @@ def load_checkpoint(output: Path, settings: dict) -> tuple[list[np.ndarray], np.
             with np.load(io.BytesIO(content), allow_pickle=False) as file:  # verifies checksums
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 history, saved = file["metrics"], json.loads(str(file["settings"]))
+        except MemoryError:
+            raise
         except Exception as error:  # a wrong byte makes zipfile, numpy or json raise anything
             print(f"{path}: damaged ({first_line(error)}); it is not used", file=sys.stderr)
             continue
@@ -535,14 +548,14 @@ class Run:
         self.float32_generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, resolution)
         self.paint = build_painter(self.float32_generator)
         self.log = None
-        if self.tensorboard:  # anew from iteration 0: after a kill, some would show twice
+        if self.tensorboard:  # written anew: a killed run repeats iterations that a log has
             remove_files(self.output, LOG_FILES, leftovers_only=False)
             folder = str(self.output / "logs")
             self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
             self.write_log()
 
     def update_history(self) -> None:
-        """Fetch the pending metrics from the device; say so if the discriminator has just won."""
+        """Fetch the pending metrics from the device; warn, once, if the discriminator has won."""
         known = len(self.history)
         self.history = np.vstack([self.history, *self.pending])
         self.pending.clear()
@@ -552,7 +565,7 @@ class Run:
             print(
                 f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
                 f"{WON_ITERATIONS} iterations in a row: the generator learns little more. Try "
-                "more pictures, or another --seed"
+                "more pictures, or another --seed, with --fresh"
             )
 
     def save_preview(self, cnt: int, noise: np.ndarray) -> None:
@@ -651,7 +664,7 @@ def save_animation(path: Path, frames: Iterator[Image.Image], count: int, durati
     screen.seek = lambda frame: screen.paste(next(frames)) if frame else None
     with replace_file(path) as temporary:
         screen.save(temporary, save_all=True, duration=duration, loop=0)
-        next(frames, None)  # lets a progress bar behind it reach its end
+        next(frames, None)  # the end of the iterator, so that a progress bar shows 100 %
 
 
 def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
@@ -661,13 +674,15 @@ def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
     if not path.exists():
         found = [p for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
         numbers = ", ".join(map(str, sorted(int(p.stem[8:]) for p in found)))
-        if args.preview and numbers:
+        if numbers:
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
         raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
     select_device(args)
     content = io.BytesIO(path.read_bytes())  # outside the try: a disk error is not a damaged file
     try:
         generator = keras.models.load_model(path, compile=False)
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        raise
     except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
         problem = f"{first_line(error)}; read with Keras {keras.__version__}"
         with contextlib.suppress(Exception):  # the file does not say which Keras wrote it
@@ -695,11 +710,11 @@ def paint(args: argparse.Namespace) -> int:
             save_animation(path, map(Image.fromarray, pictures), count, INTERPOLATION_MS)
             print(f"{path}: a loop of {count} pictures")
             return 0
-        first = list(itertools.islice(pictures, PREVIEW_COUNT))
-        for number, picture in enumerate(itertools.chain(first, pictures), 1):
+        grid = list(itertools.islice(pictures, PREVIEW_COUNT))
+        for number, picture in enumerate(itertools.chain(grid, pictures), 1):
             with replace_file(output / "art" / f"{name}-{number:04}.png") as temporary:
                 Image.fromarray(picture).save(temporary)
-        save_images(output / "art" / f"{name}-grid.png", first)
+        save_images(output / "art" / f"{name}-grid.png", grid)
         print(f"{count} pictures and a grid in {output / 'art'}; for others, use another --seed")
         return 0
 
@@ -814,7 +829,7 @@ def is_stock(layer: layers.Layer | None, stock: layers.Layer, *may_differ: str) 
     """Whether a layer is like `stock` in all but its weights and the settings `may_differ`."""
     if type(layer) is not type(stock):
         return False
-    # How the weights start and are regularized does not matter.
+    # Initializers, regularizers and constraints belong to the weights, which stay the same.
     weights = r"(kernel|bias|beta|gamma|moving_\w+)_(initializer|regularizer|constraint)"
     ignored = "|".join(("name", "dtype", weights, *may_differ))
     a, b = layer.get_config(), stock.get_config()
@@ -881,7 +896,7 @@ def select_device(args: argparse.Namespace) -> str:
             tf.config.set_visible_devices(gpus[0], "GPU")
             tf.config.experimental.set_memory_growth(gpus[0], True)  # leave room for --generate
         if len(gpus) > 1 and not (args.generate or args.interpolate):
-            # The second GPU: the second one that the variable names, or 1 if it names fewer
+            # The second GPU in the variable, or 1 if it has fewer
             _, other = f"{os.environ.get('CUDA_VISIBLE_DEVICES', 0)},1".split(",")[:2]
             run = f"CUDA_VISIBLE_DEVICES={other} python art_gan.py --seed 1 --output output/seed-1"
             print(f"One of {len(gpus)} GPUs is used. To use another, start another run: {run}")
@@ -925,8 +940,9 @@ class ProgressLine(Progress):
     def __init__(self, first: int, epochs: int) -> None:
         text = "{task.completed}/{task.total} {task.description}"
         columns = TextColumn(text, markup=False), BarColumn(8)  # a narrow terminal cuts the text
-        # The pace is that of the last ten minutes.
-        super().__init__(*columns, disable=not sys.stdout.isatty(), speed_estimate_period=600)
+        # The pace is that of the 1,000 iterations that were shown last.
+        period = float("inf")
+        super().__init__(*columns, disable=not sys.stdout.isatty(), speed_estimate_period=period)
         self.bar = self.add_task("compiling", total=epochs, completed=first)
         self.shown = 0.0
         self.start()
@@ -972,6 +988,9 @@ class SafeStream:
             self.stream = io.StringIO()
         return len(text)
 
+    def flush(self) -> None:
+        """Do nothing: `write` has flushed."""
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
 
@@ -1016,7 +1035,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         "--batch-size", type=from_1, default=BATCH_SIZE, help="pictures per iteration (%(default)s)"
     )
     add("--save-freq", type=from_1, default=SAVE_FREQ, help="iterations per preview (%(default)s)")
-    seconds = f"between saved states (%(default)s); each is kept for {UPLOAD_SECONDS} seconds"
+    kept = f"the newest {CHECKPOINTS} and those of the last {UPLOAD_SECONDS} seconds are kept"
+    seconds = f"seconds between checkpoints (%(default)s); {kept}"
     add("--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help=seconds)
     add("--seed", type=from_0, default=0, help="random seed (%(default)s)")
     faster = "half precision may be faster (%(default)s)"
@@ -1035,28 +1055,28 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 @restored_globals()
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code. Global state is as before when it returns."""
+    """Run the command line; returns the exit code. Raises SystemExit for bad options."""
     args = parse_args(argv)
     job = paint if args.generate or args.interpolate else train
+    again = "the same command without --fresh" if args.fresh else "the same command again"
     try:
         return job(args)
-    except KeyboardInterrupt:  # before training starts, or while painting: nothing to save
+    except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
+        print(f"art_gan.py: interrupted; run {again}", file=sys.stderr)
         return 128 + signal.SIGINT
     except UserError as error:
         problem = str(error)
     except (tf.errors.ResourceExhaustedError, MemoryError):
-        problem = "out of memory; stop other programs and run the same command again"
+        problem = f"out of memory; stop other programs, then run {again}"
         if job is train:
-            problem = (
-                "out of memory; a new run, in another --output, can use a smaller --batch-size"
-            )
+            problem += ". Or a new run, in another --output, can use a smaller --batch-size"
     except tf.errors.OpError as error:
         gpu = "if this is about the GPU, see README.md, or hide it with CUDA_VISIBLE_DEVICES=-1"
         problem = f"TensorFlow failed: {first_line(error)}; {gpu}"
     except OSError as error:
-        problem = f"{error.filename or args.output}: {error.strerror or error}; fix that, then "
-        problem += "run the same command again"
-        if job is train and not args.fresh:
+        problem = f"{error.filename or args.output}: {error.strerror or error}; fix that, then run "
+        problem += again
+        if job is train:
             problem += ": it resumes from the last checkpoint. Or use another --output"
     print(f"art_gan.py: error: {problem}", file=sys.stderr)
     return 1

@@ -226,7 +226,10 @@ def main(argv: list[str] | None = None) -> int:
     if unread:
         options = sys.argv[1:] if argv is None else argv
         again = shlex.join(["python", "image_resizer.py", "--recursive", *options])
-        say(f"{unread} pictures in sub-folders were not read; to read them too: {again}", "stdout")
+        say(
+            f"{unread} pictures in sub-folders were not read; if they belong to these: {again}",
+            "stdout",
+        )
     data = "" if args.output == IMAGE_FILE else f" --data {shlex.quote(args.output)}"
     say(f"next: python art_gan.py{data}", "stdout")
     return 0

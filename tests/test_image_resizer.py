@@ -457,7 +457,7 @@ def test_pictures_in_sub_folders_are_counted_and_the_hint_reads_them(tree, tmp_p
     hint = "--recursive tree --size 32 --output 'my data.npy'"
     assert done.stdout.splitlines() == [
         "my data.npy: float32 (1, 32, 32, 3), 0.0 MB; 0 files skipped",
-        "5 pictures in sub-folders were not read; to read them too: "
+        "5 pictures in sub-folders were not read; if they belong to these: "
         f"python image_resizer.py {hint}",
         "next: python art_gan.py --data 'my data.npy'",
     ]

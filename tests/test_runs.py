@@ -553,6 +553,20 @@ def test_previews_of_another_run_do_not_stay(data, whole, output):
     assert_same_end(output, whole[0])
 
 
+def test_previews_without_their_checkpoint_are_not_removed(halfway, data, main):
+    """Unless they are as young as the first minute of a run, which has no checkpoint yet."""
+    for path in checkpoints(halfway):
+        path.unlink()
+    os.utime(halfway / "trained-1.png", (0, 0))
+    before = contents(halfway)
+    line = refusal(main(*training(data, halfway, "--epochs", 1)))
+    assert "holds previews of a longer run, but no checkpoint; start over with --fresh" in line
+    assert contents(halfway) == before
+    os.utime(halfway / "trained-1.png")
+    assert main(*training(data, halfway, "--epochs", 1)).returncode == 0
+    assert [path.name for path in halfway.glob("trained-*.png")] == ["trained-1.png"]
+
+
 def test_states_follow_the_clock_not_the_previews(data, output):
     """The first state comes after --checkpoint-seconds, the next after as many again."""
     options = ("--save-freq", 1, "--checkpoint-seconds", 2)
@@ -646,6 +660,20 @@ def test_an_unreadable_disk_is_not_a_damaged_checkpoint(halfway, data, main, mon
     assert "--fresh" not in line and "damaged" not in line
     line = refusal(main("--generate", 1, "--output", halfway))
     assert "generator.keras: Input/output error" in line
+    shutil.rmtree(halfway / "art", ignore_errors=True)
+    assert contents(halfway) == before
+
+
+def test_a_lack_of_memory_is_not_a_damaged_checkpoint(halfway, data, main, monkeypatch):
+    def load(*arguments, **options):
+        raise MemoryError
+
+    before = contents(halfway)
+    monkeypatch.setattr(np, "load", load)
+    monkeypatch.setattr(keras.models, "load_model", load)
+    for job in ([], ["--generate", 1]):
+        line = refusal(main(*training(data, halfway, "--epochs", 6, *job)))
+        assert "out of memory" in line and "damaged" not in line and "Keras" not in line
     shutil.rmtree(halfway / "art", ignore_errors=True)
     assert contents(halfway) == before
 
@@ -816,6 +844,19 @@ def test_a_failing_console_does_not_end_a_run(console, data, whole, output):
     assert_same_end(output, whole[0])
 
 
+def test_a_full_pipe_that_does_not_block_loses_text_only():
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with open(writer, "w") as file, open(os.devnull, "w") as null:
+        stream = art_gan.SafeStream(file)
+        for _ in range(3000):
+            stream.write(100 * "x")
+            stream.flush()
+        assert set(os.read(reader, 10**6)) == set(b"x")
+        os.dup2(null.fileno(), writer)  # or what is left in the file's buffer could not be written
+    os.close(reader)
+
+
 def test_the_exit_code_is_the_runs_when_the_reader_of_a_pipe_is_gone(data, output, main):
     with start(*training(data, output, "--save-freq", 1), stderr=subprocess.PIPE) as process:
         wait_for(process, "0 epoch, ")
@@ -929,8 +970,10 @@ def test_out_of_memory(error, main, monkeypatch):
 
     monkeypatch.setattr(art_gan, "train", train)
     monkeypatch.setattr(art_gan, "paint", lambda args: train(args))
-    assert "out of memory; a new run, in another --output, can use a smaller" in refusal(main())
-    assert "out of memory; stop other programs" in refusal(main("--generate", 1))
+    line, painting = refusal(main("--fresh")), refusal(main("--generate", 1))
+    assert "out of memory; stop other programs, then run the same command without --fresh" in line
+    assert "a new run, in another --output, can use a smaller --batch-size" in line
+    assert painting.endswith("out of memory; stop other programs, then run the same command again")
 
 
 def test_an_error_of_tensorflow_is_one_line(main, monkeypatch):
@@ -1091,6 +1134,9 @@ def test_no_generator(job, main, tmp_path):
     assert "generator.keras: no trained generator; train one first" in line
     (tmp_path / "generator.keras").write_bytes(b"no zip archive")
     assert "generator.keras: cannot be read (" in refusal(main(job, 2, "--output", tmp_path))
+    (tmp_path / "generator.keras").rename(tmp_path / "trained-63.keras")
+    line = refusal(main(job, 2, "--output", tmp_path))
+    assert line.endswith("generator.keras: no such generator; --from can be 63")
 
 
 def test_the_generator_of_a_newer_keras(trained, main):
