@@ -479,7 +479,7 @@ def test_the_hint_repeats_the_arguments_of_main(tree, tmp_path, capsys):
         assert image_resizer.main([*arguments, "--size", "32", "--output", output]) == 0
         assert len(np.load(output)) == count
     hint = shlex.join(["--recursive", str(tree), "--size", "32", "--output", output])
-    assert f"read them too: python image_resizer.py {hint}\n" in capsys.readouterr().out
+    assert f"if they belong to these: python image_resizer.py {hint}\n" in capsys.readouterr().out
     assert [signal.getsignal(signal.SIGTERM), logging.getLogger("PIL").level] == before
 
 
