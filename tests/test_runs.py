@@ -517,6 +517,7 @@ import os, signal, sys
 import art_gan
 
 number = int(sys.argv[1])
+signal.signal(number, signal.SIG_DFL)  # whatever these tests inherited, from nohup for example
 save_preview, save_checkpoint = art_gan.Run.save_preview, art_gan.save_checkpoint
 
 def preview(run, cnt, noise):
