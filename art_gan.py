@@ -434,14 +434,14 @@ def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
 def remove_later_previews(output: Path, iterations: int, args: argparse.Namespace) -> None:
     """Remove the previews of later iterations: a run that was killed makes them again.
 
-    Raises UserError if there is no checkpoint, though the previews took longer than the first one.
+    Raises UserError if there is no checkpoint, although that run was long enough to save one.
     """
     paths = [path for path in output.glob("trained-*") if RUN_FILES.fullmatch(path.name)]
     times = [path.stat().st_mtime for path in paths] or [0]
-    if not iterations and max(times) - min(times) > 600 + args.checkpoint_seconds:
-        raise UserError(
-            f"{output}: holds previews of a longer run, but no checkpoint; {START_OVER}"
-        )
+    long = args.checkpoint_seconds + 600  # ten minutes more, for slow iterations and slow disks
+    if not iterations and max(times) - min(times) > long:
+        problem = "holds previews of a longer run, but no checkpoint"
+        raise UserError(f"{output}: {problem}; {START_OVER}")
     for path in paths:
         if (int(path.stem[8:]) - 1) * args.save_freq >= iterations:
             path.unlink()
@@ -1024,7 +1024,7 @@ def whole_number(text: str, least: int) -> int:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line's options. Raises SystemExit if they are wrong."""
     text = "Train a GAN that paints; the same command resumes where it stopped."
-    parser = argparse.ArgumentParser(description=text, epilog="(In brackets: the defaults.)")
+    parser = argparse.ArgumentParser(description=text, epilog="Defaults are in parentheses.")
     add = parser.add_argument
     from_0, from_1, from_2 = (partial(whole_number, least=least) for least in (0, 1, 2))
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")

@@ -201,7 +201,7 @@ def resize_folder(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 for an error, 130 if interrupted."""
-    parser = ArgumentParser(description=__doc__, epilog="(In brackets: the defaults.)")
+    parser = ArgumentParser(description=__doc__, epilog="Defaults are in parentheses.")
     add = parser.add_argument
     add("image_dir", nargs="?", default=IMAGE_DIR, help="folder of pictures (%(default)s)")
     add("--recursive", action="store_true", help="read its sub-folders too")
@@ -226,10 +226,7 @@ def main(argv: list[str] | None = None) -> int:
     if unread:
         options = sys.argv[1:] if argv is None else argv
         again = shlex.join(["python", "image_resizer.py", "--recursive", *options])
-        say(
-            f"{unread} pictures in sub-folders were not read; if they belong to these: {again}",
-            "stdout",
-        )
+        say(f"{unread} pictures in sub-folders were not read; if you want them: {again}", "stdout")
     data = "" if args.output == IMAGE_FILE else f" --data {shlex.quote(args.output)}"
     say(f"next: python art_gan.py{data}", "stdout")
     return 0

@@ -457,7 +457,7 @@ def test_pictures_in_sub_folders_are_counted_and_the_hint_reads_them(tree, tmp_p
     hint = "--recursive tree --size 32 --output 'my data.npy'"
     assert done.stdout.splitlines() == [
         "my data.npy: float32 (1, 32, 32, 3), 0.0 MB; 0 files skipped",
-        "5 pictures in sub-folders were not read; if they belong to these: "
+        "5 pictures in sub-folders were not read; if you want them: "
         f"python image_resizer.py {hint}",
         "next: python art_gan.py --data 'my data.npy'",
     ]
@@ -479,7 +479,7 @@ def test_the_hint_repeats_the_arguments_of_main(tree, tmp_path, capsys):
         assert image_resizer.main([*arguments, "--size", "32", "--output", output]) == 0
         assert len(np.load(output)) == count
     hint = shlex.join(["--recursive", str(tree), "--size", "32", "--output", output])
-    assert f"if they belong to these: python image_resizer.py {hint}\n" in capsys.readouterr().out
+    assert f"if you want them: python image_resizer.py {hint}\n" in capsys.readouterr().out
     assert [signal.getsignal(signal.SIGTERM), logging.getLogger("PIL").level] == before
 
 
