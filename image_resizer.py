@@ -3,6 +3,7 @@
 import glob
 import logging
 import os
+import re
 import secrets
 import shlex
 import signal
@@ -15,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -42,7 +43,75 @@ Result = namedtuple("Result", "pictures skipped others unread")
 
 
 class UserError(Exception):
-    """An error that the user can fix; its text is shown without a traceback."""
+    """An error that the user can fix, shown as one line without a traceback."""
+
+
+@contextmanager
+def tolerate(stream: str) -> Iterator[None]:
+    """Let printing to `stream` ("stdout" or "stderr") fail: nothing more is shown there then."""
+    try:
+        yield
+    except BlockingIOError:  # the reader of a pipe is slow: only this text is lost
+        pass
+    except (OSError, ValueError):  # a full disk, a closed terminal, a broken pipe
+        with suppress(OSError, ValueError, AttributeError), open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), getattr(sys, stream).fileno())  # else Python fails at exit
+
+
+def say(line: str = "", stream: str = "stdout", **_: Any) -> None:
+    """Print a line at once; what cannot be encoded is escaped. It never raises an OSError."""
+    with tolerate(stream):
+        if file := getattr(sys, stream):  # None if it was closed when Python started
+            encoding = getattr(file, "encoding", None) or "utf-8"
+            print(line.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
+
+
+def reason(error: BaseException) -> str:
+    """Return what is wrong in one line: the system's words, the first line, or the type."""
+    text = getattr(error, "strerror", None) or error
+    return next(iter(str(text).strip().splitlines()), type(error).__name__)
+
+
+PART = re.compile(r"\.part-[0-9a-f]{16}-(.+)", re.DOTALL)  # an unfinished file; its final name
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a new empty file beside `path`, and rename it to `path` once it is on the disk.
+
+    If anything fails, it is removed and `path` stays as it was. An OSError names `path`.
+    """
+    part = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
+    try:
+        part.open("xb").close()  # follows no link
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    except OSError as error:
+        if error.errno and error.filename in (None, part, str(part)):
+            error.filename = str(path)
+        raise
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+    with suppress(OSError):  # some file systems refuse
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # so that a power failure cannot undo the renaming
+        finally:
+            os.close(folder)
+
+
+def doublings(height: int, width: int) -> int:
+    """Return how often the generator doubles its first picture, whose shorter side is 4 to 7.
+
+    0 if pictures of this size (in pixels) cannot be made in that way.
+    """
+    short, long = sorted((height, width))
+    count = (short // 4).bit_length() - 1
+    fits = short >= 32 and long <= 512 and not (height % 2**count or width % 2**count)
+    return count if fits else 0
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -97,7 +166,7 @@ def try_picture(path: Path, size: int, crop: bool) -> np.ndarray | str | None:
 def find_files(folder: str) -> list[Path]:
     """Return the files in a folder and its sub-folders, sorted, without hidden ones."""
     os.listdir(folder)  # raises OSError if it cannot be read; a sub-folder is skipped then
-    walk = os.walk(folder, onerror=lambda e: say(f"skipped {e.filename!r}: {e.strerror}"))
+    walk = os.walk(folder, onerror=lambda e: say(f"skipped {e.filename!r}: {e.strerror}", "stderr"))
     files = []
     for parent, folders, names in walk:
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -105,17 +174,8 @@ def find_files(folder: str) -> list[Path]:
     return sorted(files)
 
 
-def say(line: str, stream: str = "stderr") -> None:
-    """Print a line to standard error or output. If that fails, print nothing more there."""
-    if file := getattr(sys, stream):  # None if it was closed when Python started
-        try:
-            print(line, file=file, flush=True)
-        except (OSError, UnicodeEncodeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), file.fileno())  # else Python fails at exit
-
-
 @contextmanager
-def replace_file(target: Path) -> Iterator[BinaryIO]:
+def _replace_file(target: Path) -> Iterator[BinaryIO]:
     """Open a temporary file, and rename it to `target` when it is complete and on the disk."""
     # Every run locks its own temporary file. An unlocked one was left by a run that was killed.
     for part in target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):
@@ -164,7 +224,7 @@ def resize_folder(
         batches = (paths[start : start + IN_FLIGHT] for start in range(0, len(paths), IN_FLIGHT))
         load = partial(try_picture, size=size, crop=crop)
         with (
-            replace_file(target) as file,
+            _replace_file(target) as file,
             warnings.catch_warnings(action="ignore"),  # Pillow's, about large or unusual pictures
             ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow releases the GIL
             closing(result for batch in batches for result in pool.map(load, batch)) as loaded,
@@ -174,14 +234,14 @@ def resize_folder(
             for done, (path, result) in enumerate(zip(paths, results, strict=True), 1):
                 if isinstance(result, str):
                     skipped += 1
-                    say(f"skipped {str(path.relative_to(folder))!r}: {result}")
+                    say(f"skipped {str(path.relative_to(folder))!r}: {result}", "stderr")
                 elif result is None:
                     suffixes[repr(path.suffix.lower())[1:-1] or "without a suffix"] += 1
                 else:
                     count += 1
                     file.write(SCALED[result])
                 if not bar and done * 10 // len(paths) > (done - 1) * 10 // len(paths):
-                    say(f"{done}/{len(paths)} files")
+                    say(f"{done}/{len(paths)} files", "stderr")
                 console.quiet = bar and not console.file.isatty()  # True if the terminal was closed
             others = [f"{number} {suffix}" for suffix, number in suffixes.most_common()]
             if not count:
@@ -213,22 +273,22 @@ def main(argv: list[str] | None = None) -> int:
     try:
         pictures, skipped, others, unread = resize_folder(**vars(args))
     except UserError as error:
-        say(f"image_resizer.py: error: {error}")
+        say(f"image_resizer.py: error: {error}", "stderr")
         return 1
     except KeyboardInterrupt:
-        say(f"image_resizer.py: interrupted; {args.output!r} is as it was before")
+        say(f"image_resizer.py: interrupted; {args.output!r} is as it was before", "stderr")
         return 130
     shape = (pictures, args.size, args.size, IMAGE_CHANNELS)
     size = pictures * args.size**2 * IMAGE_CHANNELS * SCALED.itemsize / 1e6
-    say(f"{args.output}: float32 {shape}, {size:.1f} MB; {skipped} files skipped", "stdout")
+    say(f"{args.output}: float32 {shape}, {size:.1f} MB; {skipped} files skipped")
     if others:
-        say(f"not pictures that Pillow can read: {', '.join(others)}", "stdout")
+        say(f"not pictures that Pillow can read: {', '.join(others)}")
     if unread:
         options = sys.argv[1:] if argv is None else argv
         again = shlex.join(["python", "image_resizer.py", "--recursive", *options])
-        say(f"{unread} pictures in sub-folders were not read; if you want them: {again}", "stdout")
+        say(f"{unread} pictures in sub-folders were not read; if you want them: {again}")
     data = "" if args.output == IMAGE_FILE else f" --data {shlex.quote(args.output)}"
-    say(f"next: python art_gan.py{data}", "stdout")
+    say(f"next: python art_gan.py{data}")
     return 0
 
 
