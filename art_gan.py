@@ -10,27 +10,33 @@ Below the divider is what makes them fast, safe to interrupt and easy to use.
 
 import argparse
 import contextlib
-import dataclasses
+import ctypes
 import datetime
+import fcntl
 import importlib.util
 import io
 import itertools
 import json
 import os
-import random
 import re
 import shlex
-import shutil
 import signal
 import sys
+import tempfile
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from shutil import which
+from typing import Any
+
+import numpy as np
+from PIL import ExifTags, Image
+from rich.progress import BarColumn, Progress, TextColumn, track
+
+from image_resizer import PART, UserError, doublings, reason, replace_file, say, tolerate
 
 if __name__ == "__main__":
     # If a standard stream is closed, the next file to be opened would get its number and receive
@@ -40,22 +46,36 @@ if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while TensorFlow loads: no traceback
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-if not any(Path("/dev").glob("nvidia[0-9]*")):
+if not any(Path("/dev").glob("nvidia[0-9]*")) and not os.path.exists("/dev/dxg"):  # dxg: WSL2
     # On a CPU, one operation at a time on all cores is as fast and needs less memory.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-import keras
-import numpy as np
-import tensorflow as tf
-from keras import layers
-from PIL import Image
-from rich.progress import BarColumn, Progress, TextColumn, track
+# Where pip puts NVIDIA's libraries. TensorFlow 2.21 does not look for cuSOLVER there, and without
+# it uses no GPU. Loaded before, it is found.
+nvidia = importlib.util.find_spec("nvidia")
+NVIDIA = [Path(folder) for folder in (nvidia and nvidia.submodule_search_locations) or ()]
+for library in itertools.chain(*(f.glob("cusolver/lib/libcusolver.so.*") for f in NVIDIA)):
+    with contextlib.suppress(OSError):  # then TensorFlow says what is missing
+        ctypes.CDLL(str(library))
 
+# TensorFlow's lines about GPUs, for which it has no switch, look like errors to newcomers. So they
+# are set aside, and shown if it fails, if no GPU is found where one should be, or on demand.
+SHOW_LINES = "TF_CPP_MIN_LOG_LEVEL" in os.environ
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2 keeps the reason why there is no GPU
+TENSORFLOW_LINES = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
+screen = os.dup(2)
+os.dup2(TENSORFLOW_LINES.fileno(), 2)
 try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    GPUS = tf.config.list_physical_devices("GPU")
+finally:
+    os.dup2(screen, 2)
+    os.close(screen)
+    if SHOW_LINES or "GPUS" not in globals():
+        os.write(2, os.pread(TENSORFLOW_LINES.fileno(), 2**20, 0))
 
 # The article's settings
 PREVIEW_ROWS = 4
@@ -66,8 +86,7 @@ SAVE_FREQ = 100  # iterations between two previews
 NOISE_SIZE = 100  # how many random numbers the generator makes a picture from
 EPOCHS = 10000  # iterations; the article calls one iteration an epoch
 BATCH_SIZE = 32
-GENERATE_RES = {32: 1, 64: 2, 128: 3, 256: 4}  # by picture size; the article has 128 and 3
-IMAGE_CHANNELS = 3
+Y_REAL, Y_FAKE = 1.0, 0.0  # labels: what the discriminator should say of a painting, and of a fake
 
 # Settings that the article does not have
 DATA_FILE = "cubism_data.npy"
@@ -75,11 +94,13 @@ OUTPUT_DIR = "output"
 CHECKPOINT_SECONDS = 60  # a machine that dies loses about this much work
 CHECKPOINTS = 2  # how many are kept at least: the newest, and one in case it is damaged
 UPLOAD_SECONDS = 300  # younger checkpoints are kept too: they may still be uploading to a bucket
-WON_ACCURACY, WON_ITERATIONS = 0.99, 500  # a discriminator this good for this long has won
+CHECKPOINTS_AT_MOST = 10
+VERDICT_ITERATIONS = 500  # how many are averaged to say that one network has won
 TIMELAPSE = "training.webp"  # not a GIF: all colours instead of 256, in a smaller file
 TIMELAPSE_FRAMES, TIMELAPSE_MS = 200, 100  # previews at most; milliseconds for each
+TIMELAPSE_PIXELS = 1024  # larger previews are shown smaller
 INTERPOLATION_STEPS, INTERPOLATION_MS = 30, 40  # frames per picture; milliseconds for each
-PREVIEW_STREAM, ART_STREAM = 2**32 - 1, 2**32 - 2  # random streams; iterations use 0, 1, 2 ...
+PREVIEW_NOISE, ART_NOISE = 2**32 - 1, 2**32 - 2  # random streams; iterations use 0, 1, 2 ...
 METRICS = ("discriminator_loss", "discriminator_accuracy", "generator_loss", "generator_accuracy")
 
 
@@ -112,17 +133,18 @@ def build_discriminator(image_shape: tuple[int, int, int]) -> keras.Sequential:
     return model
 
 
-def build_generator(noise_size: int, channels: int, generate_res: int = 3) -> keras.Sequential:
-    """The article's generator: noise (N, noise_size) -> pictures (N, S, S, channels) in -1..1.
-
-    S is 16 * 2**generate_res. The article's constant GENERATE_RES is 3.
-    """
+def build_generator(noise_size: int, image_shape: tuple[int, int, int]) -> keras.Sequential:
+    """The article's generator: noise (N, noise_size) -> pictures (N, *image_shape) in -1..1."""
     model = keras.Sequential([keras.Input((noise_size,))], name="generator")
 
-    model.add(layers.Dense(4 * 4 * 256, activation="relu"))
-    model.add(layers.Reshape((4, 4, 256)))
+    # The article begins with 4 x 4 pixels and doubles them 2 + GENERATE_RES times, 3 for 128 px.
+    height, width, channels = image_shape
+    times = doublings(height, width)
+    height, width = height >> times, width >> times
+    model.add(layers.Dense(height * width * 256, activation="relu"))
+    model.add(layers.Reshape((height, width, 256)))
 
-    for _ in range(2 + generate_res):  # the article writes the first two out
+    for _ in range(times):
         model.add(layers.UpSampling2D())
         model.add(layers.Conv2D(256, kernel_size=3, padding="same"))
         model.add(layers.BatchNormalization(momentum=0.8))
@@ -134,20 +156,19 @@ def build_generator(noise_size: int, channels: int, generate_res: int = 3) -> ke
 
 
 def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
-    """Write up to PREVIEW_COUNT pictures, uint8 (S, S, 3), as the article's grid."""
+    """Write up to PREVIEW_COUNT pictures, uint8 (*image_shape), as the article's grid."""
     # The article's `save_images(cnt, noise)` also runs the generator. Here `build_painter` does,
     # so that --generate can save its pictures one by one.
     pictures = list(pictures)
-    image_size = len(pictures[0])
-    step = image_size + PREVIEW_MARGIN
-    shape = (PREVIEW_MARGIN + PREVIEW_ROWS * step, PREVIEW_MARGIN + PREVIEW_COLS * step, 3)
+    height, width, channels = pictures[0].shape
+    rows, cols = height + PREVIEW_MARGIN, width + PREVIEW_MARGIN
+    shape = (PREVIEW_MARGIN + PREVIEW_ROWS * rows, PREVIEW_MARGIN + PREVIEW_COLS * cols, channels)
     image_array = np.full(shape, 255, dtype=np.uint8)
     for image_count, picture in enumerate(pictures):
         row, col = divmod(image_count, PREVIEW_COLS)
-        r, c = PREVIEW_MARGIN + row * step, PREVIEW_MARGIN + col * step
-        image_array[r : r + image_size, c : c + image_size] = picture
-    with replace_file(path) as temporary:
-        Image.fromarray(image_array).save(temporary)
+        r, c = PREVIEW_MARGIN + row * rows, PREVIEW_MARGIN + col * cols
+        image_array[r : r + height, c : c + width] = picture
+    save_picture(path, image_array)
 
 
 def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.Model:
@@ -168,45 +189,48 @@ def random_noise(count: int, seed: int, stream: int, size: int = NOISE_SIZE) -> 
 
 
 def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list[np.ndarray]:
-    """Pictures, drawn with replacement, and noise: float32 (N, S, S, 3) and (N, NOISE_SIZE)."""
+    """Pictures, drawn with replacement, (N, *image_shape), and noise (N, NOISE_SIZE); float32."""
     rng = np.random.default_rng([seed, epoch])  # so a resumed run draws what it would have drawn
     x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
     return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
 
 
-def binary_crossentropy(label: float, probability: tf.Tensor) -> tf.Tensor:
-    """The mean cross-entropy between probabilities (N, 1) and one label, 0 or 1."""
+def binary_crossentropy(label: float | tf.Tensor, probability: tf.Tensor) -> tf.Tensor:
+    """The mean cross-entropy of probabilities (N, 1) and labels in 0..1: one, (N,) or (N, 1)."""
     # Clipped, as in Keras 2.3. Keras 3 would use the logits before the sigmoid.
     p = tf.clip_by_value(probability, 1e-7, 1 - 1e-7)
-    return -tf.reduce_mean(tf.math.log(p if label else 1 - p))
+    return -tf.reduce_mean(label * tf.math.log(p) + (1 - label) * tf.math.log(1 - p))
 
 
 def loss_and_gradients(
-    model: keras.Model, x: tf.Tensor, label: float, network: keras.Model, scale_loss: Callable
+    model: keras.Model, x: tf.Tensor, label: tf.Tensor, trained: keras.Model, scale_loss: Callable
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Run `model` on x in training mode; only the weights of `network`, a part of it, are trained.
+    """Run `model` on x in training mode; differentiate by the weights of `trained`, a part of it.
 
-    Returns the loss, with that network's regularizers, the output (N, 1), and the gradients of
-    `scale_loss(loss)` with respect to the network's trainable variables.
+    Returns the loss, with that part's regularizers, the output (N, 1), and the gradients of
+    `scale_loss(loss)` with respect to the trainable variables of `trained`. Raises UserError if
+    there are none, or if one of them has no influence on the loss.
     """
-    variables = [variable.value for variable in network.trainable_variables]
+    variables = [variable.value for variable in trained.trainable_variables]
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(variables)
         output = model(x, training=True)
-        loss = tf.add_n([binary_crossentropy(label, output), *network.losses])
+        loss = tf.add_n([binary_crossentropy(label, output), *trained.losses])
         scaled_loss = scale_loss(loss)
-    return loss, output, tape.gradient(scaled_loss, variables)
+    gradients = tape.gradient(scaled_loss, variables)
+    check_trainable(trained, gradients)
+    return loss, output, gradients
 
 
 def build_iteration(
-    generator: keras.Sequential, discriminator: keras.Sequential, jit_compile: bool = False
+    generator: keras.Model, discriminator: keras.Model, jit_compile: bool = False
 ) -> tuple[Callable[[tf.Tensor, tf.Tensor], tf.Tensor], keras.Optimizer]:
     """One iteration of the article's loop as one compiled function, and the optimizer it uses.
 
-    The function takes pictures (N, S, S, 3) in -1..1 and noise (N, NOISE_SIZE), both float32. It
-    updates the weights of both networks and returns float32 (4,), in the order of METRICS: losses,
-    and accuracies in 0..1. The discriminator's are the means of its two steps. XLA (`jit_compile`)
-    takes three times as long on a CPU; on a GPU it was not measured.
+    The function takes pictures (N, *image_shape) in -1..1 and noise (N, NOISE_SIZE), both float32.
+    It updates the weights of both networks and returns float32 (4,), in the order of METRICS:
+    losses, and accuracies in 0..1. The discriminator's are the means of its two steps. XLA
+    (`jit_compile`) takes three times as long on a CPU; on a GPU it was not measured.
     """
     # The same networks, computed faster: see `fuse`
     fast_generator, fast_discriminator = fuse(generator), fuse(discriminator)
@@ -219,13 +243,14 @@ def build_iteration(
         # the step is skipped, Adam's step count included, and the scale is halved.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(discriminator.trainable_variables + generator.trainable_variables)
-    y_real, y_fake = 1.0, 0.0
+    y_real, y_fake = Y_REAL, Y_FAKE
 
     def train_on_batch(
-        model: keras.Model, x: tf.Tensor, label: float, network: keras.Model
+        model: keras.Model, x: tf.Tensor, label: float | tf.Tensor, trained: keras.Model
     ) -> tf.Tensor:
-        loss, output, gradients = loss_and_gradients(model, x, label, network, optimizer.scale_loss)
-        optimizer.apply(gradients, network.trainable_variables)
+        label = tf.reshape(tf.cast(label, tf.float32), (-1, 1))
+        loss, output, gradients = loss_and_gradients(model, x, label, trained, optimizer.scale_loss)
+        optimizer.apply(gradients, trained.trainable_variables)
         correct = tf.equal(output > 0.5, label > 0.5)
         return tf.stack([loss, tf.reduce_mean(tf.cast(correct, tf.float32))])
 
@@ -239,7 +264,7 @@ def build_iteration(
         fooled = train_on_batch(combined, noise, y_real, generator)
         return tf.concat([0.5 * (real + fake), fooled], axis=0)
 
-    return iteration, optimizer
+    return iteration, optimizer  # and whatever else has variables that an iteration changes
 
 
 # ---- Training -------------------------------------------------------------------------------
@@ -247,500 +272,68 @@ def build_iteration(
 
 def train(args: argparse.Namespace) -> int:
     """Train or resume; returns the exit code. Raises UserError or OSError."""
-    data, output = load_data(args.data), Path(args.output)
-    image_size = data.shape[1]
-    settings = run_settings(args, data)
-    if args.tensorboard and not importlib.util.find_spec("tensorboard"):
-        raise UserError("--tensorboard needs one more package: pip install tensorboard")
-    with lock_folder(output, "another run writes there; stop it, or use another --output"):
-        (output / "checkpoint").mkdir(exist_ok=True)
-        remove_files(output, RUN_FILES, leftovers_only=not args.fresh)
-        values, history = load_checkpoint(output, settings)
-        first = len(history)
-        if first >= args.epochs:
-            return finish(output, first, args)
-        remove_later_previews(output, first, args)
+    data, device = load_data(args.data), select_device(args)
+    with lock_folder(Path(args.output)):
+        run = Run(args, data)
+        run.start()
+        if run.epoch >= args.epochs:
+            return run.finish()
+        say(f"Training on {device}, in {args.precision}")
+        say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
+        for network in (run.discriminator, run.generator):
+            network.summary(print_fn=say)
 
-        print(f"Training on {select_device(args)}, in {args.precision}")
-        print(f"{args.data}: {len(data)} pictures of {image_size} x {image_size}")
-        random.seed(args.seed)  # Keras takes the seeds of initial weights and dropout from here
-        keras.config.set_dtype_policy(args.precision)
-        discriminator = build_discriminator((image_size, image_size, IMAGE_CHANNELS))
-        discriminator.summary()
-        generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, GENERATE_RES[image_size])
-        generator.summary()
-        iteration, optimizer = build_iteration(generator, discriminator)
-        # The discriminator's variables include the random state of its dropout layers.
-        variables = discriminator.variables + generator.variables + optimizer.variables
-        if values:
-            restore_variables(variables, values)
-            print(f"Resuming from iteration {first} of {args.epochs}")
-        run = Run(output, settings, generator, variables, history, args.tensorboard)
-        fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_STREAM)
-
-        with ProgressLine(first, args.epochs) as progress, catch_signals() as signals:
-            stream = batches(data, args.data, args.seed, range(first, args.epochs), args.batch_size)
-            for epoch, (x_real, noise) in enumerate(stream, first):
-                metrics = iteration(x_real, noise)
+        stream = batches(data, args.data, args.seed, range(run.epoch, args.epochs), args.batch_size)
+        with ProgressLine(run.epoch, args.epochs) as progress, catch_signals() as signals:
+            for epoch, (x_real, noise) in enumerate(stream, run.epoch):
+                metrics = run.iteration(x_real, noise)
                 run.pending.append(metrics)
                 preview = epoch % args.save_freq == 0
                 if preview:
-                    run.save_preview(epoch // args.save_freq + 1, fixed_noise)
+                    run.save_preview()
                 progress.show(epoch, metrics, preview)
-
-                age = time.monotonic() - run.saved_at
-                if signals or epoch + 1 == args.epochs or age >= args.checkpoint_seconds:
+                last = signals or run.epoch == args.epochs
+                if last or time.monotonic() - run.saved_at >= args.checkpoint_seconds:
                     run.save()
                 if signals:
-                    break
-        if signals:
-            again = "the same command without --fresh" if args.fresh else "the same command"
-            print(f"Stopped after {epoch + 1} of {args.epochs} iterations; {again} resumes")
-            return 128 + signals[0]
-        return finish(output, args.epochs, args)
+                    again = "the same command" + " without --fresh" * args.fresh
+                    say(f"Stopped after {run.epoch} of {args.epochs} iterations; {again} resumes")
+                    return 128 + signals[0]
+        return run.finish()
 
 
 # ---- The article ends here. The rest makes it fast, safe to interrupt and easy to use. ------
 
 
-class UserError(Exception):
-    """An error that the user can fix, shown as one line without a traceback."""
-
-
-START_OVER = "start over with --fresh, or use another --output"
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text, or its kind if it has none."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def check_range(pictures: np.ndarray, name: str) -> None:
-    """Raise UserError, naming the file `name`, unless all values are numbers in -1..1."""
-    low, high = pictures.min(), pictures.max()  # NaN if there is one
-    if not -1 <= low <= high <= 1:
-        raise bad_data(name, f"holds values from {low:g} to {high:g}, not numbers in -1..1")
-
-
-def bad_data(name: str, problem: str) -> UserError:
-    """The error for a data file that has to be made again."""
-    return UserError(f"{name}: {problem}; make it again with image_resizer.py")
-
-
-def evenly_spaced(length: int, count: int) -> np.ndarray:
-    """Up to `count` indices from 0 to length - 1 at even distances, both ends included."""
-    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
-
-
-def load_data(path: str) -> np.ndarray:
-    """Memory-map pictures: floating point (N, S, S, 3) in -1..1, S a key of GENERATE_RES.
-
-    Reads the files of image_resizer.py (float32) and of the article's own script (float64).
-    Raises UserError if something is wrong; of the values, those of 256 pictures are checked.
-    """
-    try:
-        data = np.lib.format.open_memmap(path, mode="r")
-    except FileNotFoundError:
-        where = "" if path == DATA_FILE else f" FOLDER --output {shlex.quote(path)}"
-        make = f"make it first: python image_resizer.py{where}"
-        raise UserError(f"{path}: no such file; {make}") from None
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-        raise UserError(f"{path}: {problem}; name another with --data") from None
-    except ValueError as error:
-        raise bad_data(path, f"not a whole .npy file ({first_line(error)})") from None
-    shapes = [(size, size, IMAGE_CHANNELS) for size in GENERATE_RES]
-    if not (data.size and data.shape[1:] in shapes and np.issubdtype(data.dtype, np.floating)):
-        sizes = ", ".join(map(str, GENERATE_RES))
-        wanted = f"floating point of shape (pictures, size, size, {IMAGE_CHANNELS}), size {sizes}"
-        raise bad_data(path, f"holds {data.dtype} of shape {data.shape}, not {wanted}")
-    sample = data[evenly_spaced(len(data), 256)]
-    check_range(sample, path)
-    if sample.min() >= 0 and sample.max() > 0.5:
-        raise bad_data(path, "no value is below 0, as if scaled to 0..1 and not to -1..1")
-    return data
-
-
-def batches(data: np.ndarray, name: str, seed: int, epochs: range, batch_size: int) -> Iterator:
-    """The batches of `epochs`, prefetched. Raises UserError, naming `name`, for bad values."""
-    with ThreadPoolExecutor(1) as pool:
-        submit = partial(pool.submit, draw_batch, data, seed, batch_size=batch_size)
-        drawn = submit(epoch=epochs.start)
-        for epoch in epochs:
-            x_real, noise = drawn.result()
-            if epoch + 1 in epochs:
-                drawn = submit(epoch=epoch + 1)  # while this one trains
-            check_range(x_real, name)
-            yield tf.constant(x_real), tf.constant(noise)
-
-
-# ---- Files ----------------------------------------------------------------------------------
-
-# What a run writes, and --fresh removes
-LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
-RUN_FILES = re.compile(
-    r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|generator\.keras|metrics\.csv|"
-    rf"training\.webp|{LOG_FILES.pattern}"
-)
-# What --generate and --interpolate write
-ART_FILES = re.compile(r"art/[\w-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w-]+\.webp")
-
-
-@contextlib.contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
-    """Give a temporary path, and rename it to `path` once it is complete and on the disk."""
-    temporary = path.with_name(f".part-{path.name}")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if fcntl:  # not on Windows, which cannot open folders
-        folder = os.open(path.parent, os.O_RDONLY)
-        with contextlib.suppress(OSError):  # some network file systems cannot do this
-            os.fsync(folder)
-        os.close(folder)
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path, problem: str) -> Iterator[None]:
-    """Make and lock a folder. Raises UserError with `problem` if another process has it locked."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.ExitStack() as stack:
-        if fcntl:
-            lock = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, lock)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{folder}: {problem}") from None
-            except OSError:  # locks are not supported here: continue without
-                pass
-        yield
-
-
-def remove_files(output: Path, names: re.Pattern, leftovers_only: bool) -> None:
-    """Remove the files in `output` whose relative names match, or only the unfinished ones."""
-    # Checkpoints first: if we are killed here, no checkpoint may be left without its previews.
-    for path in sorted(output.glob("*/*")) + sorted(output.iterdir()):
-        finished = path.with_name(path.name.removeprefix(".part-"))
-        fits = names.fullmatch(finished.relative_to(output).as_posix())
-        if fits and not (leftovers_only and path == finished):
-            path.unlink()
-
-
-def remove_later_previews(output: Path, iterations: int, args: argparse.Namespace) -> None:
-    """Remove the previews of later iterations: a run that was killed makes them again.
-
-    Raises UserError if there is no checkpoint, although that run was long enough to save one.
-    """
-    paths = [path for path in output.glob("trained-*") if RUN_FILES.fullmatch(path.name)]
-    times = [path.stat().st_mtime for path in paths] or [0]
-    long = args.checkpoint_seconds + 600  # ten minutes more, for slow iterations and slow disks
-    if not iterations and max(times) - min(times) > long:
-        problem = "holds previews of a longer run, but no checkpoint"
-        raise UserError(f"{output}: {problem}; {START_OVER}")
-    for path in paths:
-        if (int(path.stem[8:]) - 1) * args.save_freq >= iterations:
-            path.unlink()
-
-
-def run_settings(args: argparse.Namespace, data: np.ndarray) -> dict:
-    """What has to stay the same when a run is resumed."""
-    sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
-    settings = {
-        "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
-        "the picture size": data.shape[1],
-        "the noise size": NOISE_SIZE,
-    }
-    options = ("batch_size", "save_freq", "seed", "precision")
-    return settings | {f"--{name.replace('_', '-')}": getattr(args, name) for name in options}
-
-
-def checkpoint_paths(output: Path) -> list[Path]:
-    """The saved training states, the newest first."""
-    return sorted((output / "checkpoint").glob("[0-9]" * 8 + ".npz"), reverse=True)
-
-
-def save_checkpoint(
-    output: Path, variables: list[keras.Variable], history: np.ndarray, settings: dict
-) -> None:
-    """Save the complete training state as one .npz; remove those that are no longer needed."""
-    file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
-    np.savez(file, *(v.numpy() for v in variables), metrics=history, settings=json.dumps(settings))
-    with replace_file(output / "checkpoint" / f"{len(history):08}.npz") as temporary:
-        temporary.write_bytes(file.getbuffer())
-    paths = checkpoint_paths(output)
-    # A later one is damaged, or we would have resumed from it. So it counts as the oldest.
-    paths.sort(key=lambda path: int(path.stem) > len(history))
-    for old in paths[CHECKPOINTS:]:
-        if time.time() - old.stat().st_mtime > UPLOAD_SECONDS:
-            old.unlink()
-
-
-def load_checkpoint(output: Path, settings: dict) -> tuple[list[np.ndarray], np.ndarray]:
-    """The values and the history of the newest undamaged training state; empty if there is none.
-
-    Warns of damaged ones. Raises UserError if all are damaged, or if the run there used other
-    settings, and OSError if one cannot be read.
-    """
-    paths = checkpoint_paths(output)
-    for path in paths:
-        content = path.read_bytes()  # outside the try: a disk error is not a damaged file
-        try:
-            with np.load(io.BytesIO(content), allow_pickle=False) as file:  # verifies checksums
-                values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
-                history, saved = file["metrics"], json.loads(str(file["settings"]))
-        except MemoryError:
-            raise
-        except Exception as error:  # a wrong byte makes zipfile, numpy or json raise anything
-            print(f"{path}: damaged ({first_line(error)}); it is not used", file=sys.stderr)
-            continue
-        changed = [name for name in settings if saved.get(name) != settings[name]]
-        if changed:
-            changes = "; ".join(f"{n} was {saved.get(n)}, is {settings[n]}" for n in changed)
-            problem = f"the run there used different settings ({changes})"
-            raise UserError(f"{output}: {problem}; use the same ones, {START_OVER}")
-        return values, history
-    if paths:
-        raise UserError(f"{output}: every checkpoint is damaged; {START_OVER}")
-    return [], np.empty((0, len(METRICS)), np.float32)
-
-
-def restore_variables(variables: list[keras.Variable], values: list[np.ndarray]) -> None:
-    """Give variables their saved values. Raises UserError if those are of other networks."""
-    if [variable.shape for variable in variables] != [value.shape for value in values]:
-        raise UserError(f"the run in --output was trained with other networks; {START_OVER}")
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
-
-
-def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
-    """Raise UserError, naming the iteration, if a loss or a variable is not finite."""
-    wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(history).all(axis=1))]
-    bad = [variable.path for variable in variables if not np.isfinite(variable.numpy()).all()]
-    wrong += [f"{path} at iteration {len(history) - 1}" for path in bad]
-    if wrong:
-        advice = "and would be again if resumed: start over with --fresh and another --seed"
-        raise UserError(f"{wrong[0]} is not finite, {advice}")
-
-
-@dataclasses.dataclass
-class Run:
-    """What training writes to its output folder: previews, generators, metrics, checkpoints."""
-
-    output: Path
-    settings: dict
-    generator: keras.Sequential
-    variables: list[keras.Variable]  # all that a checkpoint holds
-    history: np.ndarray  # the metrics of each iteration, float32 (iterations, 4)
-    tensorboard: bool = False
-    pending: list[tf.Tensor] = dataclasses.field(default_factory=list)  # not in the history yet
-    saved_at: float = dataclasses.field(default_factory=time.monotonic)
-    logged: int = 0  # how many iterations the TensorBoard log has
-
-    def __post_init__(self) -> None:
-        # A float32 copy of the generator paints the previews and is what is saved.
-        keras.config.set_dtype_policy("float32")
-        resolution = GENERATE_RES[self.generator.output_shape[1]]
-        self.float32_generator = build_generator(NOISE_SIZE, IMAGE_CHANNELS, resolution)
-        self.paint = build_painter(self.float32_generator)
-        self.log = None
-        if self.tensorboard:  # written anew: a killed run repeats iterations that a log has
-            remove_files(self.output, LOG_FILES, leftovers_only=False)
-            folder = str(self.output / "logs")
-            self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
-            self.write_log()
-
-    def update_history(self) -> None:
-        """Fetch the pending metrics from the device; warn, once, if the discriminator has won."""
-        known = len(self.history)
-        self.history = np.vstack([self.history, *self.pending])
-        self.pending.clear()
-        won = self.history[:, 1] >= WON_ACCURACY
-        streaks = list(itertools.accumulate(won, lambda n, again: (n + 1) * again, initial=0))
-        if WON_ITERATIONS in streaks and streaks.index(WON_ITERATIONS) > known:
-            print(
-                f"The discriminator's accuracy has been {WON_ACCURACY:.0%} or more for "
-                f"{WON_ITERATIONS} iterations in a row: the generator learns little more. Try "
-                "more pictures, or another --seed, with --fresh"
-            )
-
-    def save_preview(self, cnt: int, noise: np.ndarray) -> None:
-        """Save preview `cnt` and, under the same name, the float32 generator that painted it."""
-        self.update_history()
-        check_finite(self.history, self.generator.variables)
-        self.save_generator(self.output / f"trained-{cnt}.keras")
-        save_images(self.output / f"trained-{cnt}.png", self.paint(noise))
-        self.write_log()
-
-    def save_generator(self, path: Path) -> None:
-        """Save the generator in float32; its name says how many iterations trained it."""
-        self.float32_generator.set_weights(self.generator.get_weights())
-        self.float32_generator.name = f"generator-{len(self.history)}"
-        with replace_file(path) as temporary:
-            self.float32_generator.save(temporary)
-
-    def save(self) -> None:
-        """Save everything that resuming needs, and the newest generator and metrics for people."""
-        self.update_history()
-        check_finite(self.history, self.variables)
-        self.save_generator(self.output / "generator.keras")
-        table = np.column_stack([np.arange(len(self.history)), self.history])
-        header = ",".join(("epoch", *METRICS))
-        with replace_file(self.output / "metrics.csv") as temporary:
-            np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
-        # Last: the files above must be at least as new as the checkpoint.
-        save_checkpoint(self.output, self.variables, self.history, self.settings)
-        self.write_log()
-        self.saved_at = time.monotonic()
-
-    def write_log(self) -> None:
-        """Write metrics and previews that the TensorBoard log does not have yet."""
-        if not self.log:
-            return
-        try:
-            with self.log.as_default():
-                for step in range(self.logged, len(self.history)):
-                    for name, value in zip(METRICS, self.history[step], strict=True):
-                        tf.summary.scalar(name, value, step)
-                    number, rest = divmod(step, self.settings["--save-freq"])
-                    preview = self.output / f"trained-{number + 1}.png"
-                    if rest == 0 and preview.exists():
-                        with Image.open(preview) as image:
-                            tf.summary.image("preview", np.asarray(image)[np.newaxis], step)
-            self.log.flush()
-            self.logged = len(self.history)
-        except tf.errors.OpError as error:  # a full disk, for example
-            self.log = None
-            problem = f"the TensorBoard log ends here ({first_line(error)})"
-            print(f"warning: {problem}; resume the run to write it anew", file=sys.stderr)
-
-
-def finish(output: Path, iterations: int, args: argparse.Namespace) -> int:
-    """Make the time-lapse of a finished run, unless it is up to date, and say what comes next."""
-    timelapse, newest = output / TIMELAPSE, checkpoint_paths(output)[0]
-    if not timelapse.exists() or timelapse.stat().st_mtime < newest.stat().st_mtime:
-        numbers = range(1, (iterations - 1) // args.save_freq + 2)
-        paths = [path for n in numbers if (path := output / f"trained-{n}.png").exists()]
-        paths = [paths[i] for i in evenly_spaced(len(paths), TIMELAPSE_FRAMES)]
-        if paths:
-            save_animation(timelapse, map(Image.open, paths), len(paths), TIMELAPSE_MS)
-    where = "" if args.output == OUTPUT_DIR else f" --output {shlex.quote(args.output)}"
-    print(
-        f"Finished {iterations} iterations. To paint new pictures: python art_gan.py --generate "
-        f"{PREVIEW_COUNT}{where}; to train on: the same command without --fresh and with --epochs "
-        f"{2 * iterations}"
-    )
-    return 0
-
-
-# ---- Painting -------------------------------------------------------------------------------
-
-
-def build_painter(generator: keras.Sequential) -> Callable[[Iterable], Iterator[np.ndarray]]:
-    """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (S, S, 3), one at a time."""
-    # The batch size is fixed: every picture depends on its own noise only, and memory is constant.
-    fast_generator = tf.function(fuse(generator), autograph=False)
-
-    def paint(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-        vectors = iter(noise)
-        while batch := list(itertools.islice(vectors, PREVIEW_COUNT)):
-            padded = np.pad(batch, [(0, PREVIEW_COUNT - len(batch)), (0, 0)])
-            generated_images = 0.5 * fast_generator(padded, training=False).numpy() + 0.5
-            yield from (generated_images * 255).astype(np.uint8)[: len(batch)]
-
-    return paint
-
-
-def save_animation(path: Path, frames: Iterator[Image.Image], count: int, duration: int) -> None:
-    """Write `count` frames as an endless animation; `duration` is that of one, in milliseconds."""
-    # Pillow would hold all frames in memory. So we give it one picture that says it has `count`
-    # frames, and whose seek() replaces its pixels by those of the next.
-    screen = next(frames).convert("RGB")
-    screen.n_frames = count
-    screen.seek = lambda frame: screen.paste(next(frames)) if frame else None
-    with replace_file(path) as temporary:
-        screen.save(temporary, save_all=True, duration=duration, loop=0)
-        next(frames, None)  # the end of the iterator, so that a progress bar shows 100 %
-
-
-def open_generator(args: argparse.Namespace) -> tuple[str, keras.Sequential]:
-    """A name for file names, and the generator to paint with. Raises UserError or OSError."""
-    output = Path(args.output)
-    path = output / (f"trained-{args.preview}.keras" if args.preview else "generator.keras")
-    if not path.exists():
-        found = [p for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
-        numbers = ", ".join(map(str, sorted(int(p.stem[8:]) for p in found)))
-        if numbers:
-            raise UserError(f"{path}: no such generator; --from can be {numbers}")
-        raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
-    select_device(args)
-    content = io.BytesIO(path.read_bytes())  # outside the try: a disk error is not a damaged file
-    try:
-        generator = keras.models.load_model(path, compile=False)
-    except (tf.errors.ResourceExhaustedError, MemoryError):
-        raise
-    except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
-        problem = f"{first_line(error)}; read with Keras {keras.__version__}"
-        with contextlib.suppress(Exception):  # the file does not say which Keras wrote it
-            metadata = json.loads(zipfile.ZipFile(content).read("metadata.json"))
-            problem += f", written by Keras {metadata['keras_version']}"
-        advice = "install the Keras that wrote it, or train on, which writes it again"
-        raise UserError(f"{path}: cannot be read ({problem}); {advice}") from None
-    return path.stem if args.preview else generator.name, generator  # a name with its iteration
-
-
-def paint(args: argparse.Namespace) -> int:
-    """Do --generate or --interpolate; returns the exit code. Raises UserError or OSError."""
-    stem, generator = open_generator(args)
-    output, name = Path(args.output), f"{stem}-seed{args.seed}"
-    count = args.generate or args.interpolate
-    noise = random_noise(count, args.seed, ART_STREAM, generator.input_shape[1])
-    if args.interpolate:
-        count, noise = count * INTERPOLATION_STEPS, interpolate(noise)
-    pictures = build_painter(generator)(noise)
-    pictures = track(pictures, "Painting", count, disable=not sys.stdout.isatty())
-    with lock_folder(output / "art", "--generate or --interpolate is running there; wait for it"):
-        remove_files(output, ART_FILES, leftovers_only=True)
-        if args.interpolate:
-            path = output / f"interpolation-{name}.webp"
-            save_animation(path, map(Image.fromarray, pictures), count, INTERPOLATION_MS)
-            print(f"{path}: a loop of {count} pictures")
-            return 0
-        grid = list(itertools.islice(pictures, PREVIEW_COUNT))
-        for number, picture in enumerate(itertools.chain(grid, pictures), 1):
-            with replace_file(output / "art" / f"{name}-{number:04}.png") as temporary:
-                Image.fromarray(picture).save(temporary)
-        save_images(output / "art" / f"{name}-grid.png", grid)
-        print(f"{count} pictures and a grid in {output / 'art'}; for others, use another --seed")
-        return 0
-
-
-def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
-    """Noise vectors on the way from each point to the next, and from the last to the first."""
-    # Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
-    for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
-        angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -0.999, 0.999))
-        t = np.arange(INTERPOLATION_STEPS)[:, np.newaxis] / INTERPOLATION_STEPS
-        steps = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
-        yield from steps.astype(np.float32)
-
-
 # ---- The same networks, computed faster -----------------------------------------------------
+# `fuse` gives a second model that shares a network's layers and variables, and computes the same
+# values in fewer or cheaper operations. Nothing here may change what a network computes.
+
+
+def upsampled_conv2d_transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """As `upsampled_conv2d_9`, but as one transposed convolution with a 4x4 kernel.
+
+    16 multiplications per pixel of x and pair of channels instead of 9, but it moves far less data
+    through memory, which is what takes the time on a GPU (Aitken et al. 2017, arXiv:1707.02937).
+    """
+    _, height, width, _ = x.shape
+    # Along an axis, each of the 4 taps is the sum of those of the 3 that read the same pixel of x.
+    sums = tf.constant([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], kernel.dtype)
+    kernel = tf.einsum("ai,bj,ijcf->abfc", sums, sums, kernel)
+    shape = (tf.shape(x)[0], 2 * height, 2 * width, kernel.shape[2])
+    return (
+        tf.nn.conv2d_transpose(x, kernel, shape, strides=2) + bias
+    )  # half precision: not bias_add
 
 
 @tf.custom_gradient
-def upsampled_conv2d(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple:
+def upsampled_conv2d_9(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple:
     """A 3x3 "same" convolution of x upsampled 2x (nearest), without the upsampled tensor.
 
     Upsampling turns each pixel of x into a 2x2 block of equal pixels. Along one axis, the kernel's
     middle tap reads the same block for both of its pixels; an outer tap reads the neighbour for
     one of them. So we multiply at the size of x first, and add up afterwards: 1 + 2 + 2 + 4 = 9
-    multiplications per pixel of x and pair of channels instead of 36. (A transposed convolution
-    with a 4x4 kernel needs 16: Aitken et al. 2017, arXiv:1707.02937.)
+    multiplications per pixel of x and pair of channels instead of 36.
 
     Shapes: x (N, H, W, C), kernel (3, 3, C, F), bias (F,) -> (N, 2H, 2W, F), of one float type.
     """
@@ -748,45 +341,56 @@ def upsampled_conv2d(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tuple:
     filters = kernel.shape[-1]
     middle, outer = slice(1, 2), slice(0, 3, 2)  # taps along an axis: 1; 0 and 2
 
-    def products(rows: slice, cols: slice) -> tf.Tensor:
-        taps = kernel[rows, cols]
+    def products(vertical: slice, horizontal: slice) -> tf.Tensor:
+        taps = kernel[vertical, horizontal]
         r, c = taps.shape[0] - 1, taps.shape[1] - 1  # outer: one more position than pixels
         return tf.nn.conv2d(x, taps, 1, [[0, 0], [r, r], [c, c], [0, 0]])
 
-    rows = []
-    for taps in (middle, outer):
-        with tf.control_dependencies(rows):  # sequential, to limit peak memory
-            a, b = products(taps, middle), products(taps, outer)
-        if taps is middle:
+    sums = []
+    for vertical in (middle, outer):
+        with tf.control_dependencies(sums):  # sequential, to limit peak memory
+            a, b = products(vertical, middle), products(vertical, outer)
+        if vertical is middle:
             a = tf.nn.bias_add(a, bias)  # `a` reaches every output pixel exactly once
-        rows.append(tf.stack([a + b[:, :, :-1], a + b[:, :, 1:]], axis=3))
-    a, b = rows
+        sums.append(tf.stack([a + b[:, :, :-1], a + b[:, :, 1:]], axis=3))
+    a, b = sums
     y = tf.stack([a + b[:, :-1], a + b[:, 1:]], axis=2)
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # Each tap needs the sums of dy over 2x2 blocks, shifted by a pixel if it is an outer one.
+        # A tap needs the sum of dy over the 2x2 pixels that read a pixel p of x through it. Along
+        # an axis, with p's own two pixels marked:
+        #
+        #     dy, pixel by pixel     . .[. .]. .
+        #     tap 0                    . .[. .]      one pixel later: shifted by 1
+        #     tap 1                  . .[. .]        p's own: not shifted
+        #     tap 2                . .[. .]          one pixel earlier: shifted by 1
+        #
+        # With dy padded by 1, the blocks of taps 0 and 2 are the same but for their first or last.
         # Matrix products, as TensorFlow's gradient by a convolution's kernel is slow on CPUs.
         pixels = tf.reshape(x, (-1, channels))
         # Times 4, as average pooling gives a quarter of the sums
         kernels = tf.unstack(4 * tf.reshape(kernel, (9, channels, filters)))
-        dx, dkernel = tf.zeros_like(pixels), {}
-        # taps[shift]: the taps along an axis, each with the sums that belong to the pixels of x
+        dx, by_tap = tf.zeros_like(pixels), {}
+        # For shifts of 0 and 1: the taps along an axis, and which blocks belong to the pixels of x
         taps = ([(1, slice(None))], [(0, slice(1, None)), (2, slice(None, -1))])
         for r, c in itertools.product((0, 1), repeat=2):
-            with tf.control_dependencies([dx, *dkernel.values()]):  # sequential again
+            with tf.control_dependencies([dx, *by_tap.values()]):  # sequential again
                 shifted = tf.pad(dy, [[0, 0], [r, r], [c, c], [0, 0]])
             means = tf.nn.avg_pool2d(shifted, 2, 2, "VALID")
             if r == c == 0:
                 dbias = 4 * tf.raw_ops.BiasAddGrad(out_backprop=means)
-            for (i, rows), (j, cols) in itertools.product(taps[r], taps[c]):
-                with tf.control_dependencies([dx, *dkernel.values()]):
-                    blocks = tf.reshape(means[:, rows, cols], (-1, filters))
+            for (i, vertical), (j, horizontal) in itertools.product(taps[r], taps[c]):
+                with tf.control_dependencies([dx, *by_tap.values()]):
+                    blocks = tf.reshape(means[:, vertical, horizontal], (-1, filters))
                 dx += tf.matmul(blocks, kernels[3 * i + j], transpose_b=True)
-                dkernel[i, j] = tf.matmul(pixels, blocks, transpose_a=True)
-        dkernel = 4 * tf.stack([dkernel[tap] for tap in sorted(dkernel)])
+                by_tap[i, j] = tf.matmul(pixels, blocks, transpose_a=True)
+        dkernel = 4 * tf.stack([by_tap[tap] for tap in sorted(by_tap)])
         return tf.reshape(dx, tf.shape(x)), tf.reshape(dkernel, kernel.shape), dbias
 
     return tf.reshape(y, (-1, 2 * height, 2 * width, filters)), gradient
+
+
+upsampled_conv2d = upsampled_conv2d_transposed if GPUS else upsampled_conv2d_9
 
 
 class UpsampledConv2D(layers.Layer):
@@ -817,7 +421,7 @@ class FusedBatchNormalization(layers.Layer):
         norm, fused = self.norm, tf.compat.v1.nn.fused_batch_norm
         variables = (norm.gamma, norm.beta, norm.moving_mean, norm.moving_variance)
         arguments = (x, *map(tf.convert_to_tensor, variables), norm.epsilon)
-        if not training:
+        if not (training and norm.trainable):
             return fused(*arguments, is_training=False)[0]
         y, *moved = fused(*arguments, exponential_avg_factor=1 - norm.momentum)
         for variable, value in zip(variables[2:], moved, strict=True):
@@ -831,30 +435,36 @@ def is_stock(layer: layers.Layer | None, stock: layers.Layer, *may_differ: str) 
         return False
     # Initializers, regularizers and constraints belong to the weights, which stay the same.
     weights = r"(kernel|bias|beta|gamma|moving_\w+)_(initializer|regularizer|constraint)"
-    ignored = "|".join(("name", "dtype", weights, *may_differ))
+    ignored = "|".join(("name", "dtype", "trainable", weights, *may_differ))
     a, b = layer.get_config(), stock.get_config()
     return all(re.fullmatch(ignored, key) for key in a | b if a.get(key) != b.get(key))
 
 
-def fuse(model: keras.Sequential) -> keras.Model:
+def fuse(model: keras.Model) -> keras.Model:
     """A second model that computes what `model` does, faster, with the same layers and variables.
 
     `model` stays usable and owns the weights. Layers that cannot be computed faster are used as
-    they are, and so is a model that is not a Sequential.
+    they are, and so is a model that is neither a Sequential nor the article's
+    `Model(image, Sequential(...)(image))`.
     """
-    if not isinstance(model, keras.Sequential):
+    sequential, operations = model, getattr(model, "operations", [])
+    if len(operations) == 2 and model.input_shape != model.output_shape:  # so it is called once
+        sequential = operations[1]
+    if not isinstance(sequential, keras.Sequential):
         return model
     upsampling, norm = layers.UpSampling2D(), layers.BatchNormalization()
     conv = layers.Conv2D(1, kernel_size=3, padding="same")
     x = inputs = keras.Input(model.input_shape[1:])
-    remaining = [*model.layers, None]  # nothing follows the last layer
+    remaining = [*sequential.layers, None]  # nothing follows the last layer
     while (layer := remaining.pop(0)) is not None:
+        if not re.fullmatch(r"[A-Za-z0-9.][\w.>-]*", layer.name, re.ASCII):
+            layer.name = f"layer_{len(remaining)}"  # TensorFlow takes fewer names than Keras
         if is_stock(layer, upsampling) and is_stock(remaining[0], conv, "filters"):
             layer = UpsampledConv2D(remaining.pop(0))
         elif len(x.shape) == 4 and is_stock(layer, norm, "momentum", "epsilon"):
             layer = FusedBatchNormalization(layer)
         x = layer(x)
-    return keras.Model(inputs, x, name=f"fused_{model.name}")
+    return keras.Model(inputs, x)
 
 
 class FusedAdam(keras.optimizers.Adam):
@@ -885,31 +495,708 @@ class FusedAdam(keras.optimizers.Adam):
         )
 
 
+# ---- The data -------------------------------------------------------------------------------
+# Pictures are only read: the file stays on the disk, and each batch is drawn from there. Nothing
+# that is not a number in -1..1 may reach a network.
+
+
+def bad_data(path: str, problem: str) -> UserError:
+    """The error for a data file that has to be made again."""
+    return UserError(f"{path}: {problem}; make it again with image_resizer.py")
+
+
+def check_range(pictures: np.ndarray, path: str) -> None:
+    """Raise UserError, naming the file, unless all values are numbers in -1..1."""
+    low, high = pictures.min(), pictures.max()  # NaN if there is one
+    if not -1 <= low <= high <= 1:
+        raise bad_data(path, f"holds values from {low:g} to {high:g}, not numbers in -1..1")
+
+
+def evenly_spaced(length: int, count: int) -> np.ndarray:
+    """Up to `count` indices from 0 to length - 1 at even distances, both ends included."""
+    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
+
+
+def load_data(path: str) -> np.ndarray:
+    """Memory-map pictures: floating point (N, height, width, 1 or 3) in -1..1.
+
+    Reads the files of image_resizer.py (float32) and of the article's own script (float64).
+    Raises UserError if something is wrong; of the values, those of 256 pictures are checked.
+    """
+    try:
+        data = np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError:
+        where = "" if path == DATA_FILE else f" FOLDER --output {shlex.quote(path)}"
+        make = f"make it first: python image_resizer.py{where}"
+        raise UserError(f"{path}: no such file; {make}") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); use another --data") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # a wrong byte in the header makes numpy raise anything
+        raise bad_data(path, f"not a whole .npy file ({reason(error)})") from None
+    shape = data.shape[1:]
+    fits = len(shape) == 3 and shape[2] in (1, 3) and doublings(*shape[:2])
+    if not (data.size and fits and np.issubdtype(data.dtype, np.floating)):
+        wanted = "floating point of shape (pictures, height, width, 1 or 3), in one of its sizes"
+        raise bad_data(path, f"holds {data.dtype} of shape {data.shape}, not {wanted}")
+    sample = data[evenly_spaced(len(data), 256)]
+    check_range(sample, path)
+    if sample.min() >= 0:
+        raise bad_data(path, "no value is below 0, as if scaled to 0..1 and not to -1..1")
+    return data
+
+
+def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: int) -> Iterator:
+    """The batches of `epochs`, prefetched. Raises UserError, naming the file, for bad values."""
+    with ThreadPoolExecutor(1) as pool:
+        submit = partial(pool.submit, draw_batch, data, seed, batch_size=batch_size)
+        drawn = submit(epoch=epochs.start)
+        for epoch in epochs:
+            x_real, noise = drawn.result()
+            if epoch + 1 in epochs:
+                drawn = submit(epoch=epoch + 1)  # while this one trains
+            check_range(x_real, path)
+            yield tf.constant(x_real), tf.constant(noise)
+
+
+# ---- A run and its files --------------------------------------------------------------------
+# `Run` owns all that a run is. It writes each file whole or not at all, and touches no file that
+# is not its own: its first state, saved before iteration 0, is the proof that a folder is.
+
+# What a run writes, and --fresh removes with the pictures that its generators painted
+LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
+RUN_FILES = re.compile(
+    r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|(generator|discriminator)\.keras|"
+    rf"metrics\.csv|{re.escape(TIMELAPSE)}|{LOG_FILES.pattern}"
+)
+ART_FILES = re.compile(r"art/[\w.-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w.-]+\.webp")
+OWN_ART = re.compile(r"(art/|interpolation-)(generator|trained)-\d+-seed\d+.*")
+START_OVER = "start over with --fresh, or use another --output"
+
+
+class Run:
+    """All that a run is: what is not in `state`, `history` or `settings` is lost when it stops.
+
+    state: every variable that an iteration uses, as networks and optimizer hold them
+    history: the metrics of each iteration, float32 (iterations, 4), in the order of METRICS
+    settings: what has to stay the same, as a resumed run is the same program on the same data
+    """
+
+    def __init__(self, args: argparse.Namespace, data: np.ndarray) -> None:
+        """Build the networks; nothing is read or written. Raises UserError if they do not fit."""
+        self.args, self.output = args, Path(args.output)
+        self.history = np.empty((0, len(METRICS)), np.float32)
+        self.pending: list[tf.Tensor] = []  # metrics still on the device, not in the history yet
+        self.log, self.logged = None, 0  # the TensorBoard log; how many iterations are in it
+        self.saved_at = time.monotonic()
+        self.fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_NOISE)
+
+        image_shape = data.shape[1:]
+        # Float32 copies of the networks are what is saved for people; one of them paints.
+        keras.utils.clear_session()  # so that layers are numbered from 0, whatever ran before
+        self.copies = build_discriminator(image_shape), build_generator(NOISE_SIZE, image_shape)
+        for copy in self.copies:
+            check_saveable(copy)
+        self.paint = build_painter(self.copies[1])
+        keras.utils.clear_session()  # again, so that the networks' layers have the same names
+        keras.utils.set_random_seed(args.seed)  # of the initial weights and of dropout
+        keras.config.set_dtype_policy(args.precision)
+        self.discriminator = build_discriminator(image_shape)
+        self.generator = build_generator(NOISE_SIZE, image_shape)
+        if (made := self.generator.output_shape[1:]) != image_shape:
+            problem = f"build_generator makes pictures of {made}, but the data's are {image_shape}"
+            raise UserError(f"{problem}; change it, or make data of that size")
+        built = build_iteration(self.generator, self.discriminator)
+        self.iteration, *self.owners = keras.tree.flatten(built)
+        keras.config.set_dtype_policy("float32")
+
+        sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
+        options = ("batch_size", "save_freq", "seed", "precision")
+        configured = [each for each in (*self.copies, *self.owners) if hasattr(each, "get_config")]
+        self.settings = {
+            "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
+            "the shape of a picture": image_shape,
+            "the noise size": NOISE_SIZE,
+            **{f"--{name.replace('_', '-')}": getattr(args, name) for name in options},
+            "--init": args.init and {"run": args.init},
+            "labels": [np.asarray(label).tolist() for label in (Y_REAL, Y_FAKE)],
+            "keras": keras.__version__,
+            "program": {each.name: each.get_config() for each in configured},
+        }
+
+    @property
+    def epoch(self) -> int:
+        """How many iterations have been trained."""
+        return len(self.history) + len(self.pending)
+
+    def previews(self) -> dict[int, Path]:
+        """The file of each preview up to now, by its iteration: 0, SAVE_FREQ, 2 * SAVE_FREQ ..."""
+        epochs = range(0, self.epoch, self.args.save_freq)
+        return {epoch: self.output / f"trained-{i}.png" for i, epoch in enumerate(epochs, 1)}
+
+    def start(self) -> None:
+        """Begin in one of four ways. Raises UserError if the command does not fit the folder.
+
+        1. New: --output holds no run, or --fresh removes it. The weights are random.
+        2. --init: new, but networks and Adam's moments begin as another run's newest ones.
+        3. Resumed: --output holds a run of the same program and data. All is as it was.
+        4. Finished: as 3, but no iteration is left.
+        """
+        for path in find_files(self.output, RUN_FILES, unfinished=True):
+            path.unlink()
+        saved = None if self.args.fresh else load_state(self.output)
+        if saved:
+            values, self.history, settings = saved
+            self.check_settings(settings)
+            if self.epoch < self.args.epochs:
+                self.compile_iteration()
+                if [v.shape for v in self.state] != [value.shape for value in values]:
+                    problem = "the run there was trained with other networks"
+                    raise UserError(f"{self.output}: {problem}; {START_OVER}")
+                for variable, value in zip(self.state, values, strict=True):
+                    restore(variable, value)
+                say(f"Resuming from iteration {self.epoch} of {self.args.epochs}")
+        else:
+            self.compile_iteration()
+            if self.args.init:
+                self.begin_as(Path(self.args.init))
+            self.claim_folder()
+            self.save_state()
+        if self.args.tensorboard:
+            self.open_log()
+
+    def compile_iteration(self) -> None:
+        """Compile the iteration and collect `state`.
+
+        Raises UserError if the iteration uses something that no checkpoint would hold.
+        """
+        shapes = self.discriminator.input_shape[1:], (NOISE_SIZE,)
+        batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
+        compiled = self.iteration.get_concrete_function(*batch)
+        owners = [self.discriminator, self.generator, *self.owners]
+        # The discriminator's variables include the random state of its dropout layers.
+        self.state = [v for owner in owners for v in getattr(owner, "variables", [owner])]
+        saved = {id(variable.handle) for variable in self.state}
+        used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
+        if lost := sum(id(handle) not in saved for handle in used):
+            names = {v.name for v in compiled.graph.variables if id(v.handle) not in saved}
+            problem = f"the iteration uses {lost} variables that are not saved {sorted(names)}"
+            raise UserError(f"{problem}; build_iteration has to return what owns them, too")
+        operations = compiled.graph.get_operations()
+        if any(o.op_def.is_stateful and o.type.startswith("Random") for o in operations):
+            problem = "the iteration uses tf.random, whose state cannot be saved; use keras.random"
+            raise UserError(f"{problem} with a SeedGenerator, and let build_iteration return that")
+        for network in owners[:2]:
+            frozen = [each.name for each in network.layers if each.weights and not each.trainable]
+            if frozen:
+                say(f"{network.name}: frozen layers stay as they are: {', '.join(frozen)}")
+
+    def check_settings(self, saved: dict) -> None:
+        """Raise UserError, naming what differs, unless the run there is the same as this one."""
+        saved.setdefault("--init", None)  # a state of an earlier version
+        if not self.args.init or self.args.init == (saved["--init"] or {}).get("run"):
+            self.settings["--init"] = saved["--init"]  # it has done its work
+        ignored = {"keras", "variables"}
+        if saved.get("keras") != keras.__version__:
+            ignored.add("program")  # another version may word it otherwise
+        now = json.loads(self.settings_as_json())
+        names = [name for name in now if name in saved and name not in ignored]
+        old, new = ({k: v for n in names for k, v in flat(each[n], n)} for each in (saved, now))
+        changes = [
+            f"{name} was {old.get(name)!s:.60}, is {new.get(name)!s:.60}"
+            for name in old | new
+            if old.get(name) != new.get(name)
+        ]
+        if changes:
+            more = f"; and {len(changes) - 3} more" * (len(changes) > 3)
+            problem = f"the run there used different settings ({'; '.join(changes[:3])}{more})"
+            init = f"with --init {shlex.quote(self.args.output)} it begins with these networks"
+            raise UserError(f"{self.output}: {problem}; use the same ones, {START_OVER}: {init}")
+
+    def settings_as_json(self) -> str:
+        """The settings as text; of an object in a layer's configuration, only its type."""
+        return json.dumps(self.settings, default=lambda value: type(value).__name__)
+
+    def begin_as(self, other: Path) -> None:
+        """Take over the networks of another run, and the optimizer's variables where they fit.
+
+        Raises UserError if there is no such run, or its networks have other shapes.
+        """
+        found = load_state(other) if other.resolve() != self.output.resolve() else None
+        if not found:
+            raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
+        values, history, settings = found
+        names = settings.get("variables", [variable.path for variable in self.state])
+        values = dict(zip(names, values, strict=False))
+        networks = len(self.discriminator.variables) + len(self.generator.variables)
+        for number, variable in enumerate(self.state):
+            value = values.get(variable.path)
+            if value is not None and value.shape == variable.shape:
+                restore(variable, value)
+            elif number < networks:
+                there = "has none" if value is None else f"is {value.shape}"
+                problem = f"its {variable.path} {there}, here it is {tuple(variable.shape)}"
+                raise UserError(f"--init {other}: {problem}; it needs the same networks and size")
+        self.settings["--init"] = {"run": self.args.init, "iteration": len(history)}
+        say(f"Starting with the networks of {other} after {len(history)} iterations")
+
+    def claim_folder(self) -> None:
+        """Remove an older run for --fresh. Raises UserError if files may be someone else's."""
+        found = find_files(self.output, RUN_FILES)
+        names = ", ".join(path.relative_to(self.output).as_posix() for path in found[:4])
+        names += f" and {len(found) - 4} more" * (len(found) > 4)
+        if found and not self.args.fresh:
+            problem = f"holds {names}, but no checkpoint that shows which run they are of"
+            raise UserError(f"{self.output}: {problem}; move them, {START_OVER}")
+        # Checkpoints first, and for good: after a power cut, none may come back without the rest.
+        for path in checkpoint_paths(self.output):
+            path.unlink()
+            sync_folder(path.parent)
+        for path in find_files(self.output, RUN_FILES) + find_files(self.output, OWN_ART):
+            if self.args.fresh:
+                path.unlink()
+        if found:
+            say(f"--fresh removed from {self.output}: {names}")
+
+    def update_history(self) -> None:
+        """Fetch the pending metrics from the device; say, once, if one network has won."""
+        known = len(self.history)
+        self.history = np.vstack([self.history, *self.pending]).astype(np.float32)
+        self.pending.clear()
+        if text := verdict(self.history, known):
+            say(text)
+
+    def update_copies(self) -> None:
+        """Give the float32 copies today's weights, and a name that says of which iteration."""
+        for copy, network in zip(self.copies, (self.discriminator, self.generator), strict=True):
+            copy.set_weights(network.get_weights())
+            copy.name = f"{network.name}-{self.epoch}"
+
+    def save_preview(self) -> None:
+        """Save a preview and, under the same name, the float32 generator that paints it."""
+        self.update_history()
+        check_finite(self.history, self.generator.variables)
+        self.update_copies()
+        *_, path = self.previews().values()
+        with replace_file(path.with_suffix(".keras")) as temporary:
+            self.copies[1].save(temporary)
+        save_images(path, self.paint(self.fixed_noise))
+        self.write_log()
+
+    def save(self) -> None:
+        """Save everything that resuming needs, and the newest networks and metrics for people."""
+        self.update_history()
+        check_finite(self.history, self.state)
+        self.update_copies()
+        for copy, name in zip(self.copies, ("discriminator", "generator"), strict=True):
+            with replace_file(self.output / f"{name}.keras") as temporary:
+                copy.save(temporary)
+        table = np.column_stack([np.arange(self.epoch), self.history])
+        header = ",".join(("epoch", *METRICS))
+        with replace_file(self.output / "metrics.csv") as temporary:
+            np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
+        self.save_state()  # last: a run that is finished does not write the files above again
+        self.write_log()
+
+    def save_state(self) -> None:
+        """Save the complete training state as one .npz; remove those no longer needed."""
+        self.settings["variables"] = [variable.path for variable in self.state]
+        file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
+        as_json = self.settings_as_json()
+        np.savez(file, *(v.numpy() for v in self.state), metrics=self.history, settings=as_json)
+        path = self.output / "checkpoint" / f"{self.epoch:08}.npz"
+        path.parent.mkdir(exist_ok=True)
+        with replace_file(path) as temporary:
+            temporary.write_bytes(file.getbuffer())
+        remove_old_states(path)
+        self.saved_at = time.monotonic()
+
+    def open_log(self) -> None:
+        """Begin the TensorBoard log anew: a killed run repeats iterations that a log has."""
+        for path in find_files(self.output, LOG_FILES):
+            path.unlink()
+        folder = str(self.output / "logs")
+        self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
+        self.write_log()
+
+    def write_log(self) -> None:
+        """Write metrics and previews that the TensorBoard log does not have yet."""
+        if not self.log:
+            return
+        previews = self.previews()
+        try:
+            with self.log.as_default():
+                for step in range(self.logged, len(self.history)):
+                    for name, value in zip(METRICS, self.history[step], strict=True):
+                        tf.summary.scalar(name, value, step)
+                    if step in previews and (image := open_preview(previews[step])):
+                        tf.summary.image("preview", np.asarray(image)[np.newaxis], step)
+            self.log.flush()
+            self.logged = len(self.history)
+        except tf.errors.OpError as error:  # a full disk, for example
+            self.log = None
+            problem = f"the TensorBoard log ends here ({reason(error)})"
+            say(f"warning: {problem}; resume the run to write it anew", "stderr")
+
+    def finish(self) -> int:
+        """Make the time-lapse of a finished run, and say what comes next; returns the exit code."""
+        save_timelapse(self.output / TIMELAPSE, list(self.previews().values()))
+        output = self.args.output
+        where = "" if output == OUTPUT_DIR else f" --output {shlex.quote(output)}"
+        say(
+            f"Finished {self.epoch} iterations. To paint new pictures: python art_gan.py "
+            f"--generate {PREVIEW_COUNT}{where}; to train on: the same command without --fresh "
+            f"and with --epochs {2 * self.epoch}"
+        )
+        return 0
+
+
+def flat(record: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """A nested record as pairs: a name in words, such as "generator conv2d filters"; a value."""
+    if isinstance(record, list) and any(isinstance(each, dict) for each in record):
+        record = {each["config"].get("name", i): each for i, each in enumerate(record)}
+    if not isinstance(record, dict):
+        yield name, float(f"{record:.6g}") if isinstance(record, float) else record
+        return
+    for key, value in record.items():
+        if key not in ("module", "registered_name", "build_config", "shared_object_id"):
+            yield from flat(value, name if key in ("config", "layers") else f"{name} {key}")
+
+
+def check_saveable(network: keras.Model) -> None:
+    """Raise UserError if a network that was saved could not be opened again, or OSError."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            network.save(Path(folder) / "network.keras")
+            keras.models.load_model(Path(folder) / "network.keras")
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:
+            problem = f"the {network.name}, once saved, cannot be opened again ({cause(error)})"
+            own = "give layers of your own get_config and @keras.saving.register_keras_serializable"
+            raise UserError(f"{problem}; {own}(), and use no Lambda") from None
+
+
+def cause(error: Exception) -> str:
+    """What is wrong with a network, in one line: what Keras' text says last, or first."""
+    return (re.findall("Exception encountered: (.+)", str(error)) or [reason(error)])[-1]
+
+
+def check_trainable(network: keras.Model, gradients: list[tf.Tensor | None]) -> None:
+    """Raise UserError if a training step of a network would leave trainable weights as they are."""
+    if not gradients:
+        problem = f"no weight of the {network.name} is trainable, so it would learn nothing"
+        raise UserError(f"{problem}; remove `trainable = False`: freezing is not needed here")
+    pairs = zip(network.trainable_variables, gradients, strict=True)
+    if paths := [variable.path for variable, gradient in pairs if gradient is None]:
+        problem = f"no gradient reaches {', '.join(paths)}, which would stay as at the start"
+        raise UserError(f"{problem}; use that layer, or freeze it with layer.trainable = False")
+
+
+def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
+    """Raise UserError, naming the iteration, if a loss or a variable is not finite."""
+    wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(history).all(axis=1))]
+    bad = [variable.path for variable in variables if not np.isfinite(variable.numpy()).all()]
+    wrong += [f"{path} at iteration {len(history) - 1}" for path in bad]
+    if wrong:
+        advice = "and would be again if resumed: start over with --fresh and another --seed"
+        raise UserError(f"{wrong[0]} is not finite, {advice}")
+
+
+def verdict(history: np.ndarray, known: int) -> str | None:
+    """What to say if one network has won since iteration `known`; None if not, or if said before.
+
+    Decided by means of losses and accuracies that only this cross-entropy has together: with a
+    loss of one's own, it is better to say nothing than something wrong.
+    """
+    sums = np.cumsum(np.vstack([np.zeros((1, 4)), history]), axis=0, dtype=np.float64)
+    means = (sums[VERDICT_ITERATIONS:] - sums[:-VERDICT_ITERATIONS]) / VERDICT_ITERATIONS
+    d_loss, d_accuracy, g_loss, g_accuracy = means.T
+    strong = (d_accuracy >= 0.95) & (g_accuracy <= 0.05)
+    won = strong & (d_loss >= 0) & (d_loss < 0.4) & (g_loss >= 5) & (g_loss < 16.2)
+    # Guessing has a loss of ln 2 = 0.69
+    blind = (abs(d_accuracy - 0.5) < 0.05) & (abs(d_loss - 0.72) < 0.07) & (abs(g_loss - 0.7) < 0.2)
+    for hits, problem in (
+        (won, "the discriminator has won, and the generator learns little more"),
+        (blind, "the discriminator does not tell paintings from fakes, so no network learns"),
+    ):
+        if hits.any() and hits.argmax() + VERDICT_ITERATIONS > known:
+            d_loss, d_accuracy, g_loss, _ = means[hits.argmax()]
+            return (
+                f"It seems that {problem}: for {VERDICT_ITERATIONS} iterations, its accuracy was "
+                f"{d_accuracy:.0%}, its loss {d_loss:.2f} and the generator's {g_loss:.2f}. "
+                "Try more pictures, or another --seed with --fresh"
+            )
+    return None
+
+
+def checkpoint_paths(output: Path) -> list[Path]:
+    """The saved training states, the newest first."""
+    return sorted((output / "checkpoint").glob("[0-9]" * 8 + ".npz"), reverse=True)
+
+
+def remove_old_states(saved: Path) -> None:
+    """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
+    states = checkpoint_paths(saved.parent.parent)
+    good = [path for path in states if path.stem <= saved.stem]
+    # Later ones are damaged, or we would have resumed from them. They go when two are good.
+    damaged = states[: -len(good)]
+    now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
+    for place, path in enumerate(good + damaged):
+        young = now - path.stat().st_mtime <= UPLOAD_SECONDS and place < CHECKPOINTS_AT_MOST
+        if place >= CHECKPOINTS and not young:
+            path.unlink()
+
+
+def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None:
+    """The values, history and settings of the newest undamaged state of a run; None without one.
+
+    Warns of damaged ones. Raises UserError if all are damaged, OSError if one cannot be read.
+    """
+    paths = checkpoint_paths(output)
+    for path in paths:
+        content = path.read_bytes()  # outside the try: a disk error is not a damaged file
+        try:
+            with np.load(io.BytesIO(content), allow_pickle=False) as file:  # verifies checksums
+                values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
+                history, settings = file["metrics"], json.loads(str(file["settings"]))
+            if history.shape != (int(path.stem), len(METRICS)) or not isinstance(settings, dict):
+                raise ValueError("its metrics or settings are not those of a run")
+            return values, history.astype(np.float32), settings
+        except MemoryError:
+            raise
+        except Exception as error:  # a wrong byte makes zipfile, numpy or json raise anything
+            say(f"{path}: damaged ({reason(error)}); it is not used", "stderr")
+    if paths:
+        raise UserError(f"{output}: every checkpoint is damaged; {START_OVER}")
+    return None
+
+
+def restore(variable: keras.Variable, value: np.ndarray) -> None:
+    """Give a variable its saved value. A learning rate is no state: it is what the code says."""
+    if variable.name != "learning_rate":
+        variable.assign(value)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have what was renamed or removed in a folder on the disk, where the file system can do it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    with contextlib.suppress(OSError):
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, all of them on the disk before anything is written there."""
+    if not folder.is_dir():
+        if not folder.parent.is_dir():
+            make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Make and lock a folder. If another process has it locked, wait, or raise UserError."""
+    make_folder(folder)
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        os.close(lock)
+        problem = "another run writes there; stop it, or use another --output"
+        raise UserError(f"{folder}: {problem}") from None
+    except OSError:  # locks are not supported here: continue without
+        pass
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def find_files(output: Path, names: re.Pattern, unfinished: bool = False) -> list[Path]:
+    """Files whose names relative to `output` match, or the parts of such that a kill has left."""
+    found = []
+    for path in sorted(output.glob("*/*")) + sorted(output.glob("*")):
+        relative = path.relative_to(output).as_posix()
+        final = PART.sub(r"\1", relative)
+        if names.fullmatch(final) and (final != relative) == unfinished and not path.is_dir():
+            found.append(path)
+    return found
+
+
+# ---- Painting -------------------------------------------------------------------------------
+# Pictures, previews and animations. A picture depends on its generator, --seed and number alone.
+
+
+def save_picture(path: Path, picture: np.ndarray) -> None:
+    """Save a picture, uint8 (height, width, 1 or 3)."""
+    with replace_file(path) as temporary:
+        Image.fromarray(picture.squeeze(-1) if picture.shape[2] == 1 else picture).save(temporary)
+
+
+def build_painter(generator: keras.Model) -> Callable[[Iterable], Iterator[np.ndarray]]:
+    """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (*image_shape), one at a time."""
+    # The batch size is fixed: every picture depends on its own noise only, and memory is constant.
+    fast_generator = tf.function(fuse(generator), autograph=False)
+
+    def paint(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        vectors = iter(noise)
+        while batch := list(itertools.islice(vectors, PREVIEW_COUNT)):
+            padded = np.pad(batch, [(0, PREVIEW_COUNT - len(batch)), (0, 0)])
+            generated_images = 0.5 * fast_generator(padded, training=False).numpy() + 0.5
+            # Clipped, as a generator without tanh goes beyond: 256 would become 0
+            yield from np.clip(generated_images * 255, 0, 255).astype(np.uint8)[: len(batch)]
+
+    return paint
+
+
+def open_preview(path: Path) -> Image.Image | None:
+    """Open a preview. One that was deleted is None; one that is damaged as well, with a warning."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # damaged files make Pillow raise anything
+        say(f"warning: {path}: left out ({reason(error)})", "stderr")
+        return None
+
+
+def save_animation(path: Path, frames: Iterable[Image.Image], duration: int, text: str) -> None:
+    """Write RGB frames as an endless animation; `duration` is that of one, in milliseconds."""
+    first, *others = frames
+    exif = Image.Exif()
+    exif[ExifTags.Base.ImageDescription] = text
+    options = {"duration": duration, "loop": 0, "exif": exif}
+    with replace_file(path) as temporary:
+        first.save(temporary, save_all=True, append_images=others, **options)
+
+
+def save_timelapse(path: Path, previews: list[Path]) -> None:
+    """Animate up to TIMELAPSE_FRAMES previews, unless `path` shows just these files already."""
+    previews = [preview for preview in previews if preview.is_file()]
+    previews = [previews[i] for i in evenly_spaced(len(previews), TIMELAPSE_FRAMES)]
+    checksum = 0
+    for preview in previews:
+        checksum = zlib.crc32(preview.read_bytes(), checksum)
+    text = f"previews with checksum {checksum:08x}"
+    with contextlib.suppress(Exception), Image.open(path) as image:  # none there, or damaged
+        if image.getexif().get(ExifTags.Base.ImageDescription) == text:
+            return
+    frames = [frame for preview in previews if (frame := open_preview(preview))]
+    same = [frame for frame in frames if frame.size == frames[-1].size]
+    if others := len(frames) - len(same):
+        say(f"{path}: {others} previews of another size than the newest are left out")
+    for frame in same:
+        frame.thumbnail((TIMELAPSE_PIXELS, TIMELAPSE_PIXELS))
+    if same:
+        save_animation(path, same, TIMELAPSE_MS, text)
+
+
+def open_generator(path: Path) -> keras.Model:
+    """Open a generator that anyone may have made. Raises UserError if it is none, or OSError."""
+    path.open("rb").close()  # outside the try: a disk error is not a damaged file
+    try:
+        generator = keras.models.load_model(path, compile=False)
+        (_, noise_size), (_, _, _, channels) = generator.input_shape, generator.output_shape
+        if not isinstance(noise_size, int) or channels not in (1, 3):
+            raise ValueError("no generator, which makes pictures of vectors of noise")
+        if not all(np.isfinite(weights).all() for weights in generator.get_weights()):
+            raise ValueError("it holds weights that are not finite")
+    except (tf.errors.ResourceExhaustedError, MemoryError):
+        raise
+    except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
+        advice = "use another one; layers of your own have to be registered in art_gan.py"
+        raise UserError(f"{path}: cannot be used ({cause(error)}); {advice}") from None
+    return generator
+
+
+def paint(args: argparse.Namespace) -> int:
+    """Do --generate or --interpolate; returns the exit code. Raises UserError or OSError."""
+    output, source = Path(args.output), args.source
+    path = Path(source) if source and not source.isdigit() else None
+    path = path or output / (f"trained-{source}.keras" if source else "generator.keras")
+    if not path.exists():
+        found = [p for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
+        if found and path.parent == output:
+            numbers = ", ".join(map(str, sorted(int(p.stem[8:]) for p in found)))
+            raise UserError(f"{path}: no such generator; --from can be {numbers}")
+        raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
+    select_device(args)
+    generator = open_generator(path)
+    # A run names its newest generator after its iteration; other files have their own names.
+    stem = generator.name if path.name == "generator.keras" else path.stem
+    name = re.sub(r"[^\w.-]", "_", stem) + f"-seed{args.seed}"
+    numbers = args.interpolate or range(1, args.generate + 1)
+    noise = random_noise(max(numbers), args.seed, ART_NOISE, generator.input_shape[1])
+    noise, count = noise[np.array(numbers) - 1], len(numbers)
+    if args.interpolate:
+        noise, count = interpolate(noise), count * INTERPOLATION_STEPS
+    pictures = build_painter(generator)(noise)
+    pictures = track(pictures, "Painting", count, disable=not is_terminal())
+    make_folder(output / "art")
+    with lock_folder(output / "art", wait=True):
+        for left in find_files(output, ART_FILES, unfinished=True):
+            left.unlink()
+        if args.interpolate:
+            if list(numbers) != list(range(1, len(numbers) + 1)):
+                name += "".join(f"-{number}" for number in numbers)
+            path = output / f"interpolation-{name:.200}.webp"
+            frames = (Image.fromarray(picture.squeeze()).convert("RGB") for picture in pictures)
+            save_animation(path, frames, INTERPOLATION_MS, f"a loop through pictures of {path}")
+            say(f"{path}: a loop of {count} pictures")
+            return 0
+        grid = list(itertools.islice(pictures, PREVIEW_COUNT))
+        for number, picture in enumerate(itertools.chain(grid, pictures), 1):
+            save_picture(output / "art" / f"{name}-{number:04}.png", picture)
+        save_images(output / "art" / f"{name}-grid.png", grid)
+        say(f"{count} pictures and a grid in {output / 'art'}; for others, use another --seed")
+        return 0
+
+
+def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
+    """Noise vectors on the way from each point to the next, and from the last to the first."""
+    # Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
+    for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
+        angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -0.999, 0.999))
+        t = np.arange(INTERPOLATION_STEPS)[:, np.newaxis] / INTERPOLATION_STEPS
+        steps = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
+        yield from steps.astype(np.float32)
+
+
 # ---- Device, signals, screen ----------------------------------------------------------------
+# What is printed comes after what is saved, and nothing that happens to a terminal ends a run.
 
 
 def select_device(args: argparse.Namespace) -> str:
-    """Choose the device before TensorFlow first uses it; returns its name. Warns of a slow one."""
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus:
+    """Choose the device before TensorFlow first uses it; returns its name. Warns of a slow one.
+
+    Raises UserError if training would use the CPU by accident.
+    """
+    if GPUS:
         with contextlib.suppress(RuntimeError, ValueError):  # a notebook has set them up already
-            tf.config.set_visible_devices(gpus[0], "GPU")
-            tf.config.experimental.set_memory_growth(gpus[0], True)  # leave room for --generate
-        if len(gpus) > 1 and not (args.generate or args.interpolate):
-            # The second GPU in the variable, or 1 if it has fewer
-            _, other = f"{os.environ.get('CUDA_VISIBLE_DEVICES', 0)},1".split(",")[:2]
-            run = f"CUDA_VISIBLE_DEVICES={other} python art_gan.py --seed 1 --output output/seed-1"
-            print(f"One of {len(gpus)} GPUs is used. To use another, start another run: {run}")
-        return tf.config.experimental.get_device_details(gpus[0]).get("device_name", gpus[0].name)
+            tf.config.set_visible_devices(GPUS[0], "GPU")
+            tf.config.experimental.set_memory_growth(GPUS[0], True)  # leave room for --generate
+        return tf.config.experimental.get_device_details(GPUS[0]).get("device_name", GPUS[0].name)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    if not hidden and (any(Path("/dev").glob("nvidia[0-9]*")) or shutil.which("nvidia-smi")):
-        print(
-            "warning: this machine has an NVIDIA GPU, but TensorFlow does not see it and uses the "
-            'CPU; install TensorFlow\'s CUDA build: pip install "tensorflow[and-cuda]"',
-            file=sys.stderr,
-        )
+    packages = any(list(Path(folder).glob("cudnn/lib")) for folder in NVIDIA)
+    if not hidden and (packages or any(Path("/dev").glob("nvidia[0-9]*")) or which("nvidia-smi")):
+        TENSORFLOW_LINES.seek(0)
+        say(TENSORFLOW_LINES.read().strip(), "stderr")
+        version = f"tensorflow[and-cuda]=={tf.__version__}"
+        problem = f'install its packages: pip install "{version}"'
+        if packages:
+            problem = (
+                "set TF_CPP_MIN_LOG_LEVEL=0 to see why, or CUDA_VISIBLE_DEVICES=-1 to use the CPU"
+            )
+        problem = f"TensorFlow finds no NVIDIA GPU; {problem}"
+        if packages and not (args.generate or args.interpolate):
+            raise UserError(problem)
+        say(f"warning: {problem}", "stderr")
     if args.precision == "mixed_float16":
-        print("warning: mixed_float16 is for GPUs and slow on a CPU; use float32", file=sys.stderr)
+        say("warning: mixed_float16 is for GPUs and slow on a CPU; use float32", "stderr")
     return f"the CPU ({os.cpu_count()} cores)"
 
 
@@ -924,8 +1211,7 @@ def catch_signals() -> Iterator[list[int]]:
         signal.signal(number, signal.SIG_DFL if number == signal.SIGINT else signal.SIG_IGN)
 
     with contextlib.ExitStack() as stack:
-        hangup = getattr(signal, "SIGHUP", signal.SIGTERM)  # Windows has none
-        for number in {signal.SIGINT, signal.SIGTERM, hangup}:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             before = signal.getsignal(number)
             if before not in (signal.SIG_IGN, None):  # what is ignored stays ignored (nohup)
                 with contextlib.suppress(ValueError):  # in a thread, which cannot catch signals
@@ -934,19 +1220,36 @@ def catch_signals() -> Iterator[list[int]]:
         yield received
 
 
+def is_terminal() -> bool:
+    """Whether standard output is a terminal; it may be closed, or a notebook's."""
+    with contextlib.suppress(AttributeError, ValueError):
+        return sys.stdout.isatty()
+    return False
+
+
 class ProgressLine(Progress):
     """The progress bar of a terminal, and the article's printed line at each preview."""
 
     def __init__(self, first: int, epochs: int) -> None:
         text = "{task.completed}/{task.total} {task.description}"
         columns = TextColumn(text, markup=False), BarColumn(8)  # a narrow terminal cuts the text
-        # The pace is that of the 1,000 iterations that were shown last.
-        period = float("inf")
-        super().__init__(*columns, disable=not sys.stdout.isatty(), speed_estimate_period=period)
+        # The pace is that of the 1,000 iterations that were shown last. No thread draws the bar:
+        # it would fail on its own when the terminal is closed.
+        options = {"speed_estimate_period": float("inf"), "auto_refresh": False}
+        super().__init__(*columns, disable=not is_terminal(), **options)
         self.bar = self.add_task("compiling", total=epochs, completed=first)
         self.shown = 0.0
-        self.start()
-        self.console.show_cursor()  # Rich hides it; after a kill it would stay hidden
+
+    def start(self) -> None:
+        """Show the bar. Rich hides the cursor; after a kill it would stay hidden."""
+        with tolerate("stdout"):
+            super().start()
+            self.console.show_cursor()
+
+    def stop(self) -> None:
+        """Leave the bar as it is."""
+        with tolerate("stdout"):
+            super().stop()
 
     def show(self, epoch: int, metrics: tf.Tensor, preview: bool) -> None:
         """Show an iteration, and print the article's line if there is a preview of it."""
@@ -962,55 +1265,17 @@ class ProgressLine(Progress):
             pace = f"{left} left, {1 / task.speed:.2f} s/iteration"
         losses = f"D {d_loss:.3f} {d_accuracy:4.0%}, G {g_loss:.3f} {g_accuracy:4.0%}"
         self.update(self.bar, description=f"{pace}, {losses}")
+        with tolerate("stdout"):
+            self.refresh()
         if preview:
-            print(
+            say(
                 f"{epoch} epoch, Discriminator accuracy: {100 * d_accuracy}, "
                 f"Generator accuracy: {100 * g_accuracy}, {pace}"
             )
 
 
-class SafeStream:
-    """A standard stream whose failure (closed terminal, broken pipe, full disk) ends no run."""
-
-    def __init__(self, stream: TextIO | None) -> None:
-        closed = stream is None or getattr(stream, "closed", False)  # None: before Python started
-        self.stream = io.StringIO() if closed else stream
-
-    def write(self, text: str) -> int:
-        """Write and flush. After a failure, nothing more is shown."""
-        encoding = getattr(self.stream, "encoding", None) or "utf-8"
-        try:
-            self.stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
-            self.stream.flush()
-        except BlockingIOError:  # the reader of a pipe is slow: only this text is lost
-            pass
-        except (OSError, ValueError):
-            self.stream = io.StringIO()
-        return len(text)
-
-    def flush(self) -> None:
-        """Do nothing: `write` has flushed."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)
-
-
-@contextlib.contextmanager
-def restored_globals() -> Iterator[None]:
-    """Set what is global as a run needs it, whatever keras.json says; set it back at the end."""
-    needed = {"image_data_format": "channels_last", "floatx": "float32", "dtype_policy": "float32"}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(contextlib.redirect_stdout(SafeStream(sys.stdout)))
-        stack.enter_context(contextlib.redirect_stderr(SafeStream(sys.stderr)))
-        stack.callback(random.setstate, random.getstate())
-        for name, value in needed.items():
-            set_value = getattr(keras.config, f"set_{name}")
-            stack.callback(set_value, getattr(keras.config, name)())
-            set_value(value)
-        yield
-
-
 # ---- Command line ---------------------------------------------------------------------------
+# Bad options end with 2, and nothing is touched.
 
 
 def whole_number(text: str, least: int) -> int:
@@ -1021,19 +1286,39 @@ def whole_number(text: str, least: int) -> int:
     return int(text)
 
 
+def picture_numbers(text: str) -> list[int]:
+    """An argparse type: "3,17,42" -> these numbers; "4" -> 1, 2, 3, 4. At least two."""
+    if "," in text:
+        return [whole_number(number, 1) for number in text.split(",")]
+    return list(range(1, whole_number(text, 2) + 1))
+
+
+def file_name(text: str) -> str:
+    """An argparse type: a path. An empty one, of an unset variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return text
+
+
+def generator_name(text: str) -> str:
+    """An argparse type: the number of a preview, or a path."""
+    return str(whole_number(text, 1)) if text.isdigit() else file_name(text)
+
+
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line's options. Raises SystemExit if they are wrong."""
     text = "Train a GAN that paints; the same command resumes where it stopped."
     parser = argparse.ArgumentParser(description=text, epilog="Defaults are in parentheses.")
     add = parser.add_argument
-    from_0, from_1, from_2 = (partial(whole_number, least=least) for least in (0, 1, 2))
+    from_0, from_1 = (partial(whole_number, least=least) for least in (0, 1))
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    add("--data", default=DATA_FILE, help="pictures, made by image_resizer.py (%(default)s)")
-    add("--output", default=OUTPUT_DIR, help="folder for all that a run writes (%(default)s)")
+    data = "pictures, made by image_resizer.py (%(default)s)"
+    add("--data", type=file_name, default=DATA_FILE, help=data)
+    output = "folder for all that a run writes (%(default)s)"
+    add("--output", type=file_name, default=OUTPUT_DIR, help=output)
     add("--epochs", type=from_1, default=EPOCHS, help="iterations (%(default)s)")
-    add(
-        "--batch-size", type=from_1, default=BATCH_SIZE, help="pictures per iteration (%(default)s)"
-    )
+    batch = "pictures per iteration (%(default)s)"
+    add("--batch-size", type=from_1, default=BATCH_SIZE, help=batch)
     add("--save-freq", type=from_1, default=SAVE_FREQ, help="iterations per preview (%(default)s)")
     kept = f"the newest {CHECKPOINTS} and those of the last {UPLOAD_SECONDS} seconds are kept"
     seconds = f"seconds between checkpoints (%(default)s); {kept}"
@@ -1041,28 +1326,37 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--seed", type=from_0, default=0, help="random seed (%(default)s)")
     faster = "half precision may be faster (%(default)s)"
     add("--precision", choices=precisions, default="float32", help=faster)
+    begin = "begin a new run with the networks of the run in that folder, which is only read"
+    add("--init", type=file_name, metavar="RUN", help=begin)
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
-    add("--from", dest="preview", type=from_1, metavar="N", help="paint with preview N")
-    add = parser.add_mutually_exclusive_group().add_argument
-    add("--fresh", action="store_true", help="remove the run in --output, start over")
-    add("--generate", type=from_1, metavar="N", help="paint N new pictures")
-    add("--interpolate", type=from_2, metavar="N", help="animate a loop through N new pictures")
+    jobs = parser.add_mutually_exclusive_group()
+    jobs.add_argument("--fresh", action="store_true", help="remove the run in --output, start over")
+    jobs.add_argument("--generate", type=from_1, metavar="N", help="paint N new pictures")
+    loop = "animate a loop through N new pictures, or through those of the numbers 3,17,42"
+    jobs.add_argument("--interpolate", type=picture_numbers, metavar="N", help=loop)
+    source = "paint with the generator of preview N, or with that file"
+    add("--from", dest="source", type=generator_name, metavar="N or FILE", help=source)
     args = parser.parse_args(argv)
-    if args.preview and not (args.generate or args.interpolate):
+    painting = args.generate or args.interpolate
+    if args.source and not painting:
         parser.error("argument --from: goes with --generate or --interpolate")
+    if args.init and painting:
+        parser.error("argument --init: does not go with --generate or --interpolate")
     return args
 
 
-@restored_globals()
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code. Raises SystemExit for bad options."""
     args = parse_args(argv)
+    keras.config.set_image_data_format("channels_last")  # whatever keras.json says
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
     job = paint if args.generate or args.interpolate else train
     again = "the same command without --fresh" if args.fresh else "the same command again"
     try:
         return job(args)
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
-        print(f"art_gan.py: interrupted; run {again}", file=sys.stderr)
+        say(f"art_gan.py: interrupted; run {again}", "stderr")
         return 128 + signal.SIGINT
     except UserError as error:
         problem = str(error)
@@ -1072,18 +1366,16 @@ def main(argv: list[str] | None = None) -> int:
             problem += ". Or a new run, in another --output, can use a smaller --batch-size"
     except tf.errors.OpError as error:
         gpu = "if this is about the GPU, see README.md, or hide it with CUDA_VISIBLE_DEVICES=-1"
-        problem = f"TensorFlow failed: {first_line(error)}; {gpu}"
+        problem = f"TensorFlow failed: {reason(error)}; {gpu}"
     except OSError as error:
-        problem = f"{error.filename or args.output}: {error.strerror or error}; fix that, then run "
-        problem += again
+        problem = f"{error.filename or args.output}: {reason(error)}; fix that, then run {again}"
         if job is train:
             problem += ": it resumes from the last checkpoint. Or use another --output"
-    print(f"art_gan.py: error: {problem}", file=sys.stderr)
+    say(f"art_gan.py: error: {problem}", "stderr")
     return 1
 
 
 if __name__ == "__main__":
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    # Not sys.exit: Python would flush the streams again, and fail if the reader of a pipe is gone.
-    os._exit(main())
+    sys.exit(main())
