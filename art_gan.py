@@ -18,12 +18,14 @@ import io
 import itertools
 import json
 import os
+import random
 import re
 import shlex
 import signal
 import sys
 import tempfile
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -195,10 +197,16 @@ def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list
     return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
 
 
+def labels_for(output: tf.Tensor, label: float | tf.Tensor) -> tf.Tensor:
+    """One label, or one for each of N pictures, as float32 in a shape that fits (N, ...)."""
+    label, ones = tf.cast(label, tf.float32), [1] * (output.shape.rank - 1)
+    return label if label.shape.rank == output.shape.rank else tf.reshape(label, (-1, *ones))
+
+
 def binary_crossentropy(label: float | tf.Tensor, probability: tf.Tensor) -> tf.Tensor:
     """The mean cross-entropy of probabilities (N, 1) and labels in 0..1: one, (N,) or (N, 1)."""
     # Clipped, as in Keras 2.3. Keras 3 would use the logits before the sigmoid.
-    p = tf.clip_by_value(probability, 1e-7, 1 - 1e-7)
+    p, label = tf.clip_by_value(probability, 1e-7, 1 - 1e-7), labels_for(probability, label)
     return -tf.reduce_mean(label * tf.math.log(p) + (1 - label) * tf.math.log(1 - p))
 
 
@@ -248,10 +256,9 @@ def build_iteration(
     def train_on_batch(
         model: keras.Model, x: tf.Tensor, label: float | tf.Tensor, trained: keras.Model
     ) -> tf.Tensor:
-        label = tf.reshape(tf.cast(label, tf.float32), (-1, 1))
         loss, output, gradients = loss_and_gradients(model, x, label, trained, optimizer.scale_loss)
         optimizer.apply(gradients, trained.trainable_variables)
-        correct = tf.equal(output > 0.5, label > 0.5)
+        correct = tf.equal(output > 0.5, labels_for(output, label) > 0.5)
         return tf.stack([loss, tf.reduce_mean(tf.cast(correct, tf.float32))])
 
     @tf.function(jit_compile=jit_compile, autograph=False)
@@ -321,9 +328,8 @@ def upsampled_conv2d_transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
     sums = tf.constant([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], kernel.dtype)
     kernel = tf.einsum("ai,bj,ijcf->abfc", sums, sums, kernel)
     shape = (tf.shape(x)[0], 2 * height, 2 * width, kernel.shape[2])
-    return (
-        tf.nn.conv2d_transpose(x, kernel, shape, strides=2) + bias
-    )  # half precision: not bias_add
+    # Not bias_add: its gradient adds up in half precision, where x is.
+    return tf.nn.conv2d_transpose(x, kernel, shape, strides=2) + bias
 
 
 @tf.custom_gradient
@@ -593,27 +599,31 @@ class Run:
         self.fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_NOISE)
 
         image_shape = data.shape[1:]
-        # Float32 copies of the networks are what is saved for people; one of them paints.
-        keras.utils.clear_session()  # so that layers are numbered from 0, whatever ran before
-        self.copies = build_discriminator(image_shape), build_generator(NOISE_SIZE, image_shape)
-        for copy in self.copies:
+        with explained():
+            # Float32 copies of the networks are what is saved for people; one of them paints.
+            keras.utils.clear_session()  # so that layers are numbered from 0, whatever ran before
+            self.copies = {
+                "discriminator": build_discriminator(image_shape),
+                "generator": build_generator(NOISE_SIZE, image_shape),
+            }
+            self.paint = build_painter(self.copies["generator"])
+            keras.utils.clear_session()  # again, so that the networks' layers have the same names
+            keras.utils.set_random_seed(args.seed)  # of the initial weights and of dropout
+            keras.config.set_dtype_policy(args.precision)
+            self.discriminator = build_discriminator(image_shape)
+            self.generator = build_generator(NOISE_SIZE, image_shape)
+            if (made := self.generator.output_shape[1:]) != image_shape:
+                problem = f"build_generator makes pictures of {made}, the data's are {image_shape}"
+                raise UserError(f"{problem}; change it, or make data of that size")
+            built = build_iteration(self.generator, self.discriminator)
+            self.iteration, *self.owners = keras.tree.flatten(built)
+            keras.config.set_dtype_policy("float32")
+        for copy in self.copies.values():
             check_saveable(copy)
-        self.paint = build_painter(self.copies[1])
-        keras.utils.clear_session()  # again, so that the networks' layers have the same names
-        keras.utils.set_random_seed(args.seed)  # of the initial weights and of dropout
-        keras.config.set_dtype_policy(args.precision)
-        self.discriminator = build_discriminator(image_shape)
-        self.generator = build_generator(NOISE_SIZE, image_shape)
-        if (made := self.generator.output_shape[1:]) != image_shape:
-            problem = f"build_generator makes pictures of {made}, but the data's are {image_shape}"
-            raise UserError(f"{problem}; change it, or make data of that size")
-        built = build_iteration(self.generator, self.discriminator)
-        self.iteration, *self.owners = keras.tree.flatten(built)
-        keras.config.set_dtype_policy("float32")
 
         sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
         options = ("batch_size", "save_freq", "seed", "precision")
-        configured = [each for each in (*self.copies, *self.owners) if hasattr(each, "get_config")]
+        program = self.copies | {f"optimizer {i}": o for i, o in enumerate(self.owners, 1)}
         self.settings = {
             "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
             "the shape of a picture": image_shape,
@@ -622,7 +632,7 @@ class Run:
             "--init": args.init and {"run": args.init},
             "labels": [np.asarray(label).tolist() for label in (Y_REAL, Y_FAKE)],
             "keras": keras.__version__,
-            "program": {each.name: each.get_config() for each in configured},
+            "program": {name: configuration(owner) for name, owner in program.items()},
         }
 
     @property
@@ -673,46 +683,52 @@ class Run:
         """
         shapes = self.discriminator.input_shape[1:], (NOISE_SIZE,)
         batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
-        compiled = self.iteration.get_concrete_function(*batch)
+        before = repr((np.random.get_state(), random.getstate()))
+        with explained():
+            compiled = self.iteration.get_concrete_function(*batch)
         owners = [self.discriminator, self.generator, *self.owners]
         # The discriminator's variables include the random state of its dropout layers.
-        self.state = [v for owner in owners for v in getattr(owner, "variables", [owner])]
+        self.state = [variable for owner in owners for variable in variables_of(owner)]
         saved = {id(variable.handle) for variable in self.state}
         used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
+        advice = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
         if lost := sum(id(handle) not in saved for handle in used):
             names = {v.name for v in compiled.graph.variables if id(v.handle) not in saved}
-            problem = f"the iteration uses {lost} variables that are not saved {sorted(names)}"
-            raise UserError(f"{problem}; build_iteration has to return what owns them, too")
+            problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
+            owner = "an optimizer, a model, a SeedGenerator of keras.random"
+            raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
         operations = compiled.graph.get_operations()
         if any(o.op_def.is_stateful and o.type.startswith("Random") for o in operations):
-            problem = "the iteration uses tf.random, whose state cannot be saved; use keras.random"
-            raise UserError(f"{problem} with a SeedGenerator, and let build_iteration return that")
-        for network in owners[:2]:
-            frozen = [each.name for each in network.layers if each.weights and not each.trainable]
-            if frozen:
-                say(f"{network.name}: frozen layers stay as they are: {', '.join(frozen)}")
+            raise UserError(f"the iteration uses tf.random, whose state is not saved; {advice}")
+        if before != repr((np.random.get_state(), random.getstate())):
+            problem = "random numbers of Python or numpy would be drawn once for all iterations"
+            raise UserError(f"{problem}; {advice}")
+        for name in self.copies:
+            every = getattr(self, name).layers
+            if frozen := [layer.name for layer in every if layer.weights and not layer.trainable]:
+                say(f"{name}: frozen layers stay as they are: {', '.join(frozen)}")
 
     def check_settings(self, saved: dict) -> None:
         """Raise UserError, naming what differs, unless the run there is the same as this one."""
-        saved.setdefault("--init", None)  # a state of an earlier version
-        if not self.args.init or self.args.init == (saved["--init"] or {}).get("run"):
-            self.settings["--init"] = saved["--init"]  # it has done its work
+        init = saved.setdefault("--init", None)  # states of earlier versions have none
+        if not self.args.init or (isinstance(init, dict) and init.get("run") == self.args.init):
+            self.settings["--init"] = init  # it has done its work
         ignored = {"keras", "variables"}
         if saved.get("keras") != keras.__version__:
             ignored.add("program")  # another version may word it otherwise
         now = json.loads(self.settings_as_json())
         names = [name for name in now if name in saved and name not in ignored]
         old, new = ({k: v for n in names for k, v in flat(each[n], n)} for each in (saved, now))
-        changes = [
-            f"{name} was {old.get(name)!s:.60}, is {new.get(name)!s:.60}"
-            for name in old | new
-            if old.get(name) != new.get(name)
-        ]
-        if changes:
-            more = f"; and {len(changes) - 3} more" * (len(changes) > 3)
-            problem = f"the run there used different settings ({'; '.join(changes[:3])}{more})"
+        changed = [name for name in old | new if old.get(name) != new.get(name)]
+        # Of a layer that only one of them has, its class says enough: the rest comes last.
+        changed.sort(key=lambda n: not ((n in old and n in new) or n.endswith(" class_name")))
+        if changed:
+            both = [(name, *(in_words(each.get(name)) for each in (old, new))) for name in changed]
+            changes = "; ".join(f"{name} was {was}, is {now}" for name, was, now in both[:3])
+            changes += f"; and {len(changed) - 3} more" * (len(changed) > 3)
             init = f"with --init {shlex.quote(self.args.output)} it begins with these networks"
-            raise UserError(f"{self.output}: {problem}; use the same ones, {START_OVER}: {init}")
+            problem = f"the run there used different settings ({changes}); use the same ones"
+            raise UserError(f"{self.output}: {problem}, {START_OVER}: {init}")
 
     def settings_as_json(self) -> str:
         """The settings as text; of an object in a layer's configuration, only its type."""
@@ -727,16 +743,16 @@ class Run:
         if not found:
             raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
         values, history, settings = found
-        names = settings.get("variables", [variable.path for variable in self.state])
+        names = settings.get("variables", [path_of(variable) for variable in self.state])
         values = dict(zip(names, values, strict=False))
         networks = len(self.discriminator.variables) + len(self.generator.variables)
         for number, variable in enumerate(self.state):
-            value = values.get(variable.path)
+            value = values.get(path_of(variable))
             if value is not None and value.shape == variable.shape:
                 restore(variable, value)
             elif number < networks:
                 there = "has none" if value is None else f"is {value.shape}"
-                problem = f"its {variable.path} {there}, here it is {tuple(variable.shape)}"
+                problem = f"its {path_of(variable)} {there}, here it is {tuple(variable.shape)}"
                 raise UserError(f"--init {other}: {problem}; it needs the same networks and size")
         self.settings["--init"] = {"run": self.args.init, "iteration": len(history)}
         say(f"Starting with the networks of {other} after {len(history)} iterations")
@@ -769,9 +785,9 @@ class Run:
 
     def update_copies(self) -> None:
         """Give the float32 copies today's weights, and a name that says of which iteration."""
-        for copy, network in zip(self.copies, (self.discriminator, self.generator), strict=True):
-            copy.set_weights(network.get_weights())
-            copy.name = f"{network.name}-{self.epoch}"
+        for name, copy in self.copies.items():
+            copy.set_weights(getattr(self, name).get_weights())
+            copy.name = f"{name}-{self.epoch}"
 
     def save_preview(self) -> None:
         """Save a preview and, under the same name, the float32 generator that paints it."""
@@ -780,7 +796,7 @@ class Run:
         self.update_copies()
         *_, path = self.previews().values()
         with replace_file(path.with_suffix(".keras")) as temporary:
-            self.copies[1].save(temporary)
+            self.copies["generator"].save(temporary)
         save_images(path, self.paint(self.fixed_noise))
         self.write_log()
 
@@ -789,7 +805,7 @@ class Run:
         self.update_history()
         check_finite(self.history, self.state)
         self.update_copies()
-        for copy, name in zip(self.copies, ("discriminator", "generator"), strict=True):
+        for name, copy in self.copies.items():
             with replace_file(self.output / f"{name}.keras") as temporary:
                 copy.save(temporary)
         table = np.column_stack([np.arange(self.epoch), self.history])
@@ -801,7 +817,7 @@ class Run:
 
     def save_state(self) -> None:
         """Save the complete training state as one .npz; remove those no longer needed."""
-        self.settings["variables"] = [variable.path for variable in self.state]
+        self.settings["variables"] = [path_of(variable) for variable in self.state]
         file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
         as_json = self.settings_as_json()
         np.savez(file, *(v.numpy() for v in self.state), metrics=self.history, settings=as_json)
@@ -854,14 +870,49 @@ class Run:
 
 def flat(record: Any, name: str) -> Iterator[tuple[str, Any]]:
     """A nested record as pairs: a name in words, such as "generator conv2d filters"; a value."""
-    if isinstance(record, list) and any(isinstance(each, dict) for each in record):
+    if isinstance(record, list) and any(isinstance(x, dict) and "config" in x for x in record):
         record = {each["config"].get("name", i): each for i, each in enumerate(record)}
     if not isinstance(record, dict):
-        yield name, float(f"{record:.6g}") if isinstance(record, float) else record
+        yield name, record
         return
     for key, value in record.items():
         if key not in ("module", "registered_name", "build_config", "shared_object_id"):
             yield from flat(value, name if key in ("config", "layers") else f"{name} {key}")
+
+
+def in_words(value: Any) -> str:
+    """A setting for a message, shortened."""
+    return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.60}"
+
+
+def configuration(owner: Any) -> dict:
+    """The class and the Keras configuration, if it has one, of a network or an optimizer."""
+    return {"class": type(owner).__name__, **getattr(owner, "get_config", dict)()}
+
+
+def variables_of(owner: Any) -> list:
+    """The variables of a network or an optimizer, or a seed generator's, or just a variable."""
+    return keras.tree.flatten(getattr(owner, "variables", getattr(owner, "state", owner)))
+
+
+def path_of(variable: keras.Variable | tf.Variable) -> str:
+    """The full name of a variable, such as "generator/conv2d/kernel"."""
+    return getattr(variable, "path", variable.name)
+
+
+@contextlib.contextmanager
+def explained() -> Iterator[None]:
+    """Tell what is wrong with edited networks or an edited iteration in one line: a UserError."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        name = Path(__file__).name
+        *_, place = [frame for frame in frames if Path(frame.filename).name == name]
+        where = f"{name}, line {place.lineno}, {place.line!r}"
+        raise UserError(f"{where}: {cause(error)}") from error
 
 
 def check_saveable(network: keras.Model) -> None:
@@ -879,8 +930,9 @@ def check_saveable(network: keras.Model) -> None:
 
 
 def cause(error: Exception) -> str:
-    """What is wrong with a network, in one line: what Keras' text says last, or first."""
-    return (re.findall("Exception encountered: (.+)", str(error)) or [reason(error)])[-1]
+    """What is wrong with a network, in one line: what Keras' text says last, or all it says."""
+    text = " ".join(str(error).rpartition("Exception encountered: ")[2].split())
+    return f"{text:.200}" or type(error).__name__
 
 
 def check_trainable(network: keras.Model, gradients: list[tf.Tensor | None]) -> None:
@@ -897,7 +949,7 @@ def check_trainable(network: keras.Model, gradients: list[tf.Tensor | None]) -> 
 def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
     """Raise UserError, naming the iteration, if a loss or a variable is not finite."""
     wrong = [f"a loss at iteration {i}" for i in np.flatnonzero(~np.isfinite(history).all(axis=1))]
-    bad = [variable.path for variable in variables if not np.isfinite(variable.numpy()).all()]
+    bad = [path_of(variable) for variable in variables if not np.isfinite(variable.numpy()).all()]
     wrong += [f"{path} at iteration {len(history) - 1}" for path in bad]
     if wrong:
         advice = "and would be again if resumed: start over with --fresh and another --seed"
@@ -911,7 +963,8 @@ def verdict(history: np.ndarray, known: int) -> str | None:
     loss of one's own, it is better to say nothing than something wrong.
     """
     sums = np.cumsum(np.vstack([np.zeros((1, 4)), history]), axis=0, dtype=np.float64)
-    means = (sums[VERDICT_ITERATIONS:] - sums[:-VERDICT_ITERATIONS]) / VERDICT_ITERATIONS
+    with np.errstate(invalid="ignore"):  # `check_finite` comes next
+        means = (sums[VERDICT_ITERATIONS:] - sums[:-VERDICT_ITERATIONS]) / VERDICT_ITERATIONS
     d_loss, d_accuracy, g_loss, g_accuracy = means.T
     strong = (d_accuracy >= 0.95) & (g_accuracy <= 0.05)
     won = strong & (d_loss >= 0) & (d_loss < 0.4) & (g_loss >= 5) & (g_loss < 16.2)
@@ -1123,7 +1176,8 @@ def paint(args: argparse.Namespace) -> int:
         if found and path.parent == output:
             numbers = ", ".join(map(str, sorted(int(p.stem[8:]) for p in found)))
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
-        raise UserError(f"{path}: no trained generator; train one first: python art_gan.py")
+        train_first = "train one first: python art_gan.py, or name a file with --from"
+        raise UserError(f"{path}: no trained generator; {train_first}")
     select_device(args)
     generator = open_generator(path)
     # A run names its newest generator after its iteration; other files have their own names.
@@ -1136,7 +1190,6 @@ def paint(args: argparse.Namespace) -> int:
         noise, count = interpolate(noise), count * INTERPOLATION_STEPS
     pictures = build_painter(generator)(noise)
     pictures = track(pictures, "Painting", count, disable=not is_terminal())
-    make_folder(output / "art")
     with lock_folder(output / "art", wait=True):
         for left in find_files(output, ART_FILES, unfinished=True):
             left.unlink()
@@ -1297,7 +1350,7 @@ def file_name(text: str) -> str:
     """An argparse type: a path. An empty one, of an unset variable, would be the current folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
-    return text
+    return os.path.normpath(text)
 
 
 def generator_name(text: str) -> str:
