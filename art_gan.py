@@ -456,7 +456,8 @@ def fuse(model: keras.Model) -> keras.Model:
     sequential, operations = model, getattr(model, "operations", [])
     if len(operations) == 2 and model.input_shape != model.output_shape:  # so it is called once
         sequential = operations[1]
-    if not isinstance(sequential, keras.Sequential):
+    # Not a class of one's own, which may do more in its call()
+    if type(sequential) is not keras.Sequential or not type(model).__module__.startswith("keras."):
         return model
     upsampling, norm = layers.UpSampling2D(), layers.BatchNormalization()
     conv = layers.Conv2D(1, kernel_size=3, padding="same")
@@ -570,14 +571,16 @@ def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: i
 # `Run` owns all that a run is. It writes each file whole or not at all, and touches no file that
 # is not its own: its first state, saved before iteration 0, is the proof that a folder is.
 
-# What a run writes, and --fresh removes with the pictures that its generators painted
+# What a run writes, and --generate and --interpolate; and what --fresh removes of both
 LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
 RUN_FILES = re.compile(
     r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|(generator|discriminator)\.keras|"
     rf"metrics\.csv|{re.escape(TIMELAPSE)}|{LOG_FILES.pattern}"
 )
 ART_FILES = re.compile(r"art/[\w.-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w.-]+\.webp")
-OWN_ART = re.compile(r"(art/|interpolation-)(generator|trained)-\d+-seed\d+.*")
+FRESH_FILES = re.compile(
+    rf"{RUN_FILES.pattern}|(art/|interpolation-)(generator|trained)-\d+-seed\d+.+"
+)
 START_OVER = "start over with --fresh, or use another --output"
 
 
@@ -704,8 +707,8 @@ class Run:
             problem = "random numbers of Python or numpy would be drawn once for all iterations"
             raise UserError(f"{problem}; {advice}")
         for name in self.copies:
-            every = getattr(self, name).layers
-            if frozen := [layer.name for layer in every if layer.weights and not layer.trainable]:
+            leaves = [each for each in getattr(self, name)._flatten_layers() if not each._layers]
+            if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
                 say(f"{name}: frozen layers stay as they are: {', '.join(frozen)}")
 
     def check_settings(self, saved: dict) -> None:
@@ -759,7 +762,7 @@ class Run:
 
     def claim_folder(self) -> None:
         """Remove an older run for --fresh. Raises UserError if files may be someone else's."""
-        found = find_files(self.output, RUN_FILES)
+        found = find_files(self.output, FRESH_FILES if self.args.fresh else RUN_FILES)
         names = ", ".join(path.relative_to(self.output).as_posix() for path in found[:4])
         names += f" and {len(found) - 4} more" * (len(found) > 4)
         if found and not self.args.fresh:
@@ -769,9 +772,8 @@ class Run:
         for path in checkpoint_paths(self.output):
             path.unlink()
             sync_folder(path.parent)
-        for path in find_files(self.output, RUN_FILES) + find_files(self.output, OWN_ART):
-            if self.args.fresh:
-                path.unlink()
+        for path in found:
+            path.unlink(missing_ok=True)
         if found:
             say(f"--fresh removed from {self.output}: {names}")
 
