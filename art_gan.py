@@ -63,7 +63,7 @@ for library in itertools.chain(*(f.glob("cusolver/lib/libcusolver.so.*") for f i
 # TensorFlow's lines about GPUs, for which it has no switch, look like errors to newcomers. So they
 # are set aside, and shown if it fails, if no GPU is found where one should be, or on demand.
 SHOW_LINES = "TF_CPP_MIN_LOG_LEVEL" in os.environ
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # 2 keeps the reason why there is no GPU
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2 would show harmless errors on a GPU
 TENSORFLOW_LINES = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
 screen = os.dup(2)
 os.dup2(TENSORFLOW_LINES.fileno(), 2)
@@ -1236,10 +1236,12 @@ def select_device(args: argparse.Namespace) -> str:
             tf.config.experimental.set_memory_growth(GPUS[0], True)  # leave room for --generate
         return tf.config.experimental.get_device_details(GPUS[0]).get("device_name", GPUS[0].name)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    packages = any(list(Path(folder).glob("cudnn/lib")) for folder in NVIDIA)
+    # In tensorflow[and-cuda], but not in PyTorch, which brings NVIDIA's other packages everywhere
+    packages = any((folder / "cuda_nvcc").is_dir() for folder in NVIDIA)
     if not hidden and (packages or any(Path("/dev").glob("nvidia[0-9]*")) or which("nvidia-smi")):
         TENSORFLOW_LINES.seek(0)
-        say(TENSORFLOW_LINES.read().strip(), "stderr")
+        for line in [] if SHOW_LINES else TENSORFLOW_LINES:
+            say(line.rstrip(), "stderr")
         version = f"tensorflow[and-cuda]=={tf.__version__}"
         problem = f'install its packages: pip install "{version}"'
         if packages:
