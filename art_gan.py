@@ -1254,6 +1254,9 @@ def select_device(args: argparse.Namespace) -> str:
         say(f"warning: {problem}", "stderr")
     if args.precision == "mixed_float16":
         say("warning: mixed_float16 is for GPUs and slow on a CPU; use float32", "stderr")
+    with contextlib.suppress(OSError):  # no such file: not Linux
+        if args.precision == "mixed_bfloat16" and "bf16" not in Path("/proc/cpuinfo").read_text():
+            say("warning: this CPU has no bfloat16, which is slow on it; use float32", "stderr")
     return f"the CPU ({os.cpu_count()} cores)"
 
 
