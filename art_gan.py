@@ -455,7 +455,8 @@ def fuse(model: keras.Model) -> keras.Model:
     """
     sequential, operations = model, getattr(model, "operations", [])
     if len(operations) == 2 and model.input_shape != model.output_shape:  # so it is called once
-        sequential = operations[1]
+        options = operations[1]._inbound_nodes[-1].arguments.kwargs.values()
+        sequential = operations[1] if all(option is None for option in options) else model
     # Not a class of one's own, which may do more in its call()
     if type(sequential) is not keras.Sequential or not type(model).__module__.startswith("keras."):
         return model
@@ -920,11 +921,14 @@ def explained() -> Iterator[None]:
 def check_saveable(network: keras.Model) -> None:
     """Raise UserError if a network that was saved could not be opened again, or OSError."""
     with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.keras"
         try:
-            network.save(Path(folder) / "network.keras")
-            keras.models.load_model(Path(folder) / "network.keras")
-        except (OSError, MemoryError):
+            network.save(path)
+            keras.models.load_model(path)
+        except MemoryError:
             raise
+        except OSError as error:
+            raise OSError(error.errno, reason(error), str(path)) from error
         except Exception as error:
             problem = f"the {network.name}, once saved, cannot be opened again ({cause(error)})"
             own = "give layers of your own get_config and @keras.saving.register_keras_serializable"
