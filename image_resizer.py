@@ -1,45 +1,46 @@
 """Turn a folder of pictures into the array that art_gan.py trains on, float32 in -1..1."""
 
-import glob
+import errno
+import fcntl
 import logging
+import math
 import os
 import re
 import secrets
 import shlex
+import shutil
 import signal
 import sys
+import threading
 import warnings
-from argparse import ArgumentParser
-from collections import Counter, namedtuple
+from argparse import ArgumentParser, ArgumentTypeError
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
-from rich.console import Console
-from rich.progress import track
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None
-
-IMAGE_SIZE = 128  # pixels, the side of every square
-IMAGE_CHANNELS = 3  # red, green, blue
+IMAGE_SIZE = 128  # pixels, the side of every square; "96x128" for upright pictures
+IMAGE_CHANNELS = 3  # red, green, blue; 1 for grey pictures
 IMAGE_DIR = "dataset/"
 IMAGE_FILE = "cubism_data.npy"
 
 # The article's `pixel / 127.5 - 1`, computed in float64 for each of the 256 values of a pixel.
 SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
 IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
+MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # decoded at a time; Pillow's limit for one
+BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but cannot decode
-
-# How many: pictures read, files skipped, others (such as "50 .heic"), pictures in sub-folders
-Result = namedtuple("Result", "pictures skipped others unread")
+FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL)  # others: the disk's
+TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # EXIF's
+TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28  # long texts are no bomb
+Shape = tuple[int, int, int]  # height, width, channels
 
 
 class UserError(Exception):
@@ -95,168 +96,256 @@ def replace_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-    with suppress(OSError):  # some file systems refuse
+    # Some file systems refuse, and Ctrl-C comes too late.
+    with suppress(OSError, KeyboardInterrupt), ExitStack() as stack:
         folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # so that a power failure cannot undo the renaming
-        finally:
-            os.close(folder)
+        stack.callback(os.close, folder)
+        os.fsync(folder)  # so that a power failure cannot undo the renaming
 
 
 def doublings(height: int, width: int) -> int:
-    """Return how often the generator doubles its first picture, whose shorter side is 4 to 7.
-
-    0 if pictures of this size (in pixels) cannot be made in that way.
-    """
+    """Return how often the generator doubles its first picture (4 to 7 pixels), 0 if it cannot."""
     short, long = sorted((height, width))
     count = (short // 4).bit_length() - 1
     fits = short >= 32 and long <= 512 and not (height % 2**count or width % 2**count)
     return count if fits else 0
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB, on white if transparent. Colour profiles are ignored, as in the article."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        white = 1 if image.mode == "F" else 65535  # Pillow's own conversion clips at 255
-        values, clear = np.asarray(image), image.info.get("transparency")
-        if not 0 <= values.min() <= values.max() <= white:  # also true if one is NaN
-            raise ValueError(f"32-bit grey outside 0..{white}")
-        image = Image.fromarray((values * np.float32(255 / white) + np.float32(0.5)).astype("u1"))
-        if clear is not None:
-            image.putalpha(Image.fromarray(values != clear).convert("L"))
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(background, image.convert("RGBA"))
-    return image if image.mode == "RGB" else image.convert("RGB")  # avoids a copy
-
-
-def load_picture(path: Path | str, size: int = IMAGE_SIZE, crop: bool = False) -> np.ndarray:
-    """Load a file's first picture as a square, uint8 (size, size, 3). Raises Pillow's errors."""
-    with Image.open(path) as image:
-        if image.format in STUBS:
-            raise UnidentifiedImageError(image.format)
-        ImageOps.exif_transpose(image, in_place=True)
-        # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
-        image = to_rgb(image)
-    if crop:  # to the centre square
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.crop((left, top, left + side, top + side))
-    return np.asarray(image.resize((size, size), Image.Resampling.LANCZOS))  # once "ANTIALIAS"
+def parse_size(text: str) -> tuple[int, int]:
+    """Return (height, width) for a size such as 128 or 96x128. Raises ArgumentTypeError."""
+    sides = [int(side) for side in text.split("x")] if re.fullmatch(r"\d+(x\d+)?", text) else [0]
+    if doublings(sides[-1], sides[0]):
+        return sides[-1], sides[0]
+    sides = [min(max(side, 32), 512) for side in sides]
+    step = 2 ** ((min(sides) // 4).bit_length() - 1)
+    near = {tuple((side + up) // step * step for side in sides) for up in (0, step - 1)}
+    names = ["x".join(map(str, pair)) for pair in sorted(near) if doublings(pair[-1], pair[0])]
+    raise ArgumentTypeError(f"{text!r} is not possible; use {' or '.join(names)}")
 
 
 def is_picture(path: Path) -> bool:
-    """Whether Pillow can read files with this suffix."""
-    return Image.registered_extensions().get(path.suffix.lower()) in Image.OPEN.keys() - STUBS
+    """Whether Pillow can read files with this suffix; .mpo is a kind of JPEG."""
+    return Image.registered_extensions().get(path.suffix.lower()) in {*Image.OPEN, "MPO"} - STUBS
 
 
-def try_picture(path: Path, size: int, crop: bool) -> np.ndarray | str | None:
-    """Load a picture. Return the reason if that fails, or None if the file is not a picture."""
-    try:
-        if path.exists() and not path.is_file():
-            return None  # a pipe or a device: reading it may never end
-        return load_picture(path, size, crop)
-    except UnidentifiedImageError:
-        return "empty, or not a picture that Pillow knows" if is_picture(path) else None
-    except Exception as error:  # damaged files raise almost any of them, and must not end the run
-        reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        return " ".join(reason.split())
+def cannot(what: str, path: Path | str, error: BaseException) -> UserError:
+    """Return the error for a file or folder that cannot be read or written."""
+    return UserError(f"cannot {what} {str(path)!r}: {reason(error)}; fix that, or name another")
 
 
-def find_files(folder: str) -> list[Path]:
-    """Return the files in a folder and its sub-folders, sorted, without hidden ones."""
-    os.listdir(folder)  # raises OSError if it cannot be read; a sub-folder is skipped then
-    walk = os.walk(folder, onerror=lambda e: say(f"skipped {e.filename!r}: {e.strerror}", "stderr"))
-    files = []
+def skip(path: Path | str, error: BaseException) -> int:
+    """Say that a file or folder is left out, and return 1. Raises UserError if its disk fails."""
+    if getattr(error, "errno", None) not in FILE_ERRORS:
+        raise cannot("read", path, error) from error
+    say(f"skipped {str(path)!r}: {reason(error)}", "stderr")
+    return 1
+
+
+def list_files(folder: str) -> tuple[list[Path], int]:
+    """Return the files in a folder and its sub-folders, sorted, and how many were skipped.
+
+    Linked folders are sub-folders, too, but none is read twice. Hidden files are left out.
+    """
+    seen, files, skipped = set(Path(folder).resolve().parents), [], []
+    walk = os.walk(folder, onerror=lambda e: skipped.append(skip(e.filename, e)), followlinks=True)
     for parent, folders, names in walk:
+        if (real := Path(parent).resolve()) in seen:
+            skipped.append(skip(parent, UserError("a link to a folder that is read anyway")))
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted(files)
+    dangling = {path for path in files if path.is_symlink() and not path.exists()}
+    skipped += [skip(path, UserError("a link to nothing")) for path in sorted(dangling)]
+    return sorted(set(files) - dangling), len(skipped)
 
 
-@contextmanager
-def _replace_file(target: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file, and rename it to `target` when it is complete and on the disk."""
-    # Every run locks its own temporary file. An unlocked one was left by a run that was killed.
-    for part in target.parent.glob(f"{glob.escape(target.name)}.{'[0-9a-f]' * 8}.part"):
-        with suppress(OSError, AttributeError), part.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            part.unlink()
-    while True:
-        part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-        file = part.open("xb")
-        with suppress(OSError, AttributeError):  # Windows and some file systems have no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        if part.exists():  # else another run removed it before it was locked
-            break
-    try:
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-            if not fcntl:
-                file.close()  # Windows cannot rename an open file
-            part.replace(target)
-    finally:
-        part.unlink(missing_ok=True)
-    with suppress(OSError, KeyboardInterrupt):  # a file system may refuse; Ctrl-C comes too late
-        folder = os.open(target.parent, os.O_RDONLY)
-        os.fsync(folder)  # so that a power failure cannot undo the renaming
-        os.close(folder)
+def mend(image: Image.Image) -> None:
+    """Correct what Pillow reads wrongly, before it is decoded. Raises UserError for the rest."""
+    tag, clear = getattr(image, "tag_v2", {}).get, image.info.get("transparency")  # tag: of a TIFF
+    coding = image.tile[0].args if image.tile else None
+    if clear is not None and coding in ("L;2", "L;4"):  # a PNG's, not scaled as its pixels are
+        image.info["transparency"] = clear % 4 * 85 if coding == "L;2" else clear % 16 * 17
+    if image.mode in ("P", "PA") and max(tag(320, (256,))) < 256:  # a palette of 8 bits, not 16
+        image.palette.palette = bytes(tag(320))
+    if tag(258, (8,))[0] == 32 and "B" in coding[0]:  # libtiff has swapped these bytes already
+        native = coding[0].replace("B", "")
+        image.tile = [image.tile[0]._replace(args=(native, *coding[1:]))]
+    planes = tag(284) == 2 and image.mode in ("LA", "La", "PA")
+    signed = max(tag(339, (1,))) == 2 and tag(258)[0] < 32
+    measured = image.format in ("FITS", "MCIDAS") and image.mode[0] == "I"  # white may be anything
+    if planes or signed or measured or (clear is not None and coding == "RGB;16B"):
+        raise UserError("a rare kind that Pillow misreads; save it as an 8-bit PNG")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB, on white if transparent. Colour profiles are ignored, as in the article."""
+    if image.mode[0] in "IF":  # Pillow's own conversion clips at 255
+        tag, clear = getattr(image, "tag_v2", {}).get, image.info.get("transparency")
+        white = 1 if image.mode == "F" else 4095 if tag(258, (16,))[0] == 12 else 65535
+        values = np.asarray(image)
+        if not 0 <= values.min() <= values.max() <= white:  # also true if one is NaN
+            raise UserError(f"32-bit grey outside 0..{white}; save it as an 8-bit PNG")
+        grey = (values * np.float32(255 / white) + np.float32(0.5)).astype("u1")
+        image = Image.fromarray(255 - grey if tag(262) == 0 else grey)  # 0: white is zero
+        if clear is not None:
+            image.putalpha(Image.fromarray(values != clear).convert("L"))
+    image = image.convert("LA") if image.mode == "La" else image
+    if image.has_transparency_data:
+        image = image if image.mode == "RGBA" else image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image if image.mode == "RGB" else image.convert("RGB")  # avoids a copy
+
+
+def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
+    """Decode an open picture, turn it upright, crop and resize it to uint8 of `shape`."""
+    mend(image)
+    image.load()
+    # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
+    picture, (height, width, channels) = to_rgb(image), shape
+    with suppress(Exception):  # there is no orientation, or a broken one
+        picture = picture.transpose(TURNS[image.getexif()[ExifTags.Base.Orientation]])
+    if crop:  # to the largest part around the centre that has the wanted shape
+        scale = min(picture.width / width, picture.height / height)
+        part = [max(1, round(side * scale)) for side in (width, height)]
+        left, top = (picture.width - part[0]) // 2, (picture.height - part[1]) // 2
+        picture = picture.crop((left, top, left + part[0], top + part[1]))
+    picture = picture.convert("L") if channels == 1 else picture
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)  # once "ANTIALIAS"
+    return np.asarray(picture).reshape(shape)
+
+
+def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
+    """Load a file's first picture, uint8; `shape` is (height, width, 3), or 1 for grey.
+
+    Raises UserError with the reason to skip the file, or without one if it is not a picture, and
+    OSError if it cannot be read from the disk.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError  # a pipe or a device: reading it may never end
+    with path.open("rb") as file:  # Pillow would map it: a disk that goes away would kill the run
+        start = file.read(4096)
+        file.seek(0)
+        try:
+            jpeg = start.startswith(b"\xff\xd8")  # opened so, it may be large, or an .mpo
+            image = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file)
+            if image.format in STUBS:
+                raise Image.UnidentifiedImageError
+            pixels, side = image.width * image.height, 4 * max(shape)
+            if pixels > MEGAPIXELS * 10**6:
+                image.draft(None, (side, side))
+            if image.width * image.height > MEGAPIXELS * 10**6:
+                raise Image.DecompressionBombError(pixels)
+            units = min(1 + pixels // 10**6, MEGAPIXELS)
+            with TURN:  # or two might wait for each other for ever
+                for _ in range(units):
+                    BUDGET.acquire()
+            try:
+                return decode(image, shape, crop)
+            finally:
+                BUDGET.release(units)
+        except Exception as error:  # damaged files raise almost any of them
+            if isinstance(error, UserError) or getattr(error, "errno", None):
+                raise
+            unknown, what = isinstance(error, Image.UnidentifiedImageError), reason(error)
+            file.seek(0)
+            while (is_picture(path) or not unknown) and file.read(1 << 20):
+                pass  # raises OSError if the disk is to blame
+            if isinstance(error, Image.DecompressionBombError):
+                megapixels = int(re.search(r"\d+", what)[0]) // 10**6
+                what = f"too large: {megapixels} megapixels; shrink it"
+            elif start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+                what = "HEIC; pip install pillow-heif, or export it as JPEG"
+            elif not is_picture(path) and (unknown or b"\0" not in start):  # or a text
+                what = ""
+            elif unknown:
+                what = "empty, or not a picture that Pillow knows"
+            raise UserError(what) from error
+
+
+def remove_leftovers(target: Path) -> None:
+    """Remove what killed runs left of `target`. A running one has its own file locked."""
+    for path in target.parent.iterdir():
+        name = PART.fullmatch(path.name)
+        with suppress(OSError):  # it is gone or locked, or locks are not supported here
+            # An empty one may have just been made, and is locked next.
+            if name and name[1] == target.name and path.stat().st_size:
+                with path.open("rb") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    path.unlink()
+
+
+def write_pictures(
+    file: BinaryIO, paths: list[Path], shape: Shape, crop: bool
+) -> tuple[int, int, list[str]]:
+    """Write pictures in order. Return how many, how many were skipped, and others: ["2 .md"]."""
+    count, skipped, others = 0, 0, Counter()
+    with ExitStack() as stack, warnings.catch_warnings(action="ignore"):  # Pillow's, about oddities
+        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow releases the GIL
+        stack.callback(pool.shutdown, cancel_futures=True)
+        load = partial(pool.submit, load_picture, shape=shape, crop=crop)
+        batches = (paths[start : start + IN_FLIGHT] for start in range(0, len(paths), IN_FLIGHT))
+        futures = (future for batch in batches for future in list(map(load, batch)))
+        for done, (path, future) in enumerate(zip(paths, futures, strict=True), 1):
+            error = future.exception()
+            if not error:
+                file.write(SCALED[future.result()])
+                count += 1
+            elif str(error):
+                skipped += skip(path, error)
+            else:
+                others[repr(path.suffix.lower())[1:-1] or "without a suffix"] += 1
+            if done * 10 // len(paths) > (done - 1) * 10 // len(paths):
+                say(f"{done}/{len(paths)} files", "stderr")
+    return count, skipped, [f"{number} {suffix}" for suffix, number in others.most_common()]
 
 
 def resize_folder(
-    image_dir: str, output: str, size: int, crop: bool, recursive: bool = False
-) -> Result:
-    """Write a folder's pictures to a .npy file, float32 (N, size, size, 3). Raises UserError."""
-    count, skipped, suffixes = 0, 0, Counter()
-    console = Console(stderr=True)
-    bar = console.file.isatty()
+    image_dir: str, output: str, shape: Shape, crop: bool = False, recursive: bool = False
+) -> tuple[int, int, list[str], int]:
+    """Write a folder's pictures to a .npy file, float32 (N, *shape). Raises UserError.
+
+    Returns how many it wrote, how many files and folders it skipped, what else there was, and how
+    many pictures in sub-folders it did not read.
+    """
+    target = Path(output).resolve()  # if `output` is a link, it stays one
+    if target.exists() and not (target.is_file() and Path(output).suffix == ".npy"):
+        raise UserError(f"--output {output!r} is not a .npy file; name one, such as {IMAGE_FILE}")
     Image.init()  # here, so that the threads do not race to load Pillow's formats
+    with suppress(ImportError):  # if it is there, it reads HEIC
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
     try:
-        target = Path(output).resolve()  # if `output` is a link, it stays one
-        if target.exists() and not target.is_file():
-            raise UserError(f"--output {output!r} is not a file; name one, such as {IMAGE_FILE}")
-        files, folder = find_files(image_dir), Path(image_dir)
-        paths = files if recursive else [path for path in files if path.parent == folder]
-        unread = [] if recursive else [p for p in files if p.parent != folder and is_picture(p)]
-        header = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), size, size, 3)}
-        batches = (paths[start : start + IN_FLIGHT] for start in range(0, len(paths), IN_FLIGHT))
-        load = partial(try_picture, size=size, crop=crop)
-        with (
-            _replace_file(target) as file,
-            warnings.catch_warnings(action="ignore"),  # Pillow's, about large or unusual pictures
-            ThreadPoolExecutor(os.cpu_count()) as pool,  # Pillow releases the GIL
-            closing(result for batch in batches for result in pool.map(load, batch)) as loaded,
-            closing(track(loaded, "", len(paths), console=console, disable=not bar)) as results,
-        ):
+        os.listdir(image_dir)
+        files, failed = list_files(image_dir)
+        paths = [path for path in files if recursive or path.parent == Path(image_dir)]
+        deeper = sum(map(is_picture, files)) - sum(map(is_picture, paths))
+        need = sum(map(is_picture, paths)) * math.prod(shape) * SCALED.itemsize
+        if need > shutil.disk_usage(target.parent).free:
+            raise OSError(errno.ENOSPC, f"{need / 1e9:.1f} GB do not fit on that disk")
+        remove_leftovers(target)
+        # What is opened first is closed last: the file stays locked until it is renamed.
+        with ExitStack() as stack, replace_file(target) as part:
+            file = stack.enter_context(part.open("rb+"))
+            with suppress(OSError):  # locks are not supported here
+                fcntl.flock(file, fcntl.LOCK_EX)
+            header = {"descr": "<f4", "fortran_order": False, "shape": (len(paths), *shape)}
             np.lib.format.write_array_header_1_0(file, header)
-            for done, (path, result) in enumerate(zip(paths, results, strict=True), 1):
-                if isinstance(result, str):
-                    skipped += 1
-                    say(f"skipped {str(path.relative_to(folder))!r}: {result}", "stderr")
-                elif result is None:
-                    suffixes[repr(path.suffix.lower())[1:-1] or "without a suffix"] += 1
-                else:
-                    count += 1
-                    file.write(SCALED[result])
-                if not bar and done * 10 // len(paths) > (done - 1) * 10 // len(paths):
-                    say(f"{done}/{len(paths)} files", "stderr")
-                console.quiet = bar and not console.file.isatty()  # True if the terminal was closed
-            others = [f"{number} {suffix}" for suffix, number in suffixes.most_common()]
+            count, skipped, others = write_pictures(file, paths, shape, crop)
             if not count:
-                counts = ", ".join([f"{skipped} skipped", *others])
-                problem = f"no readable picture in {image_dir!r} ({counts})"
-                for best, number in Counter(path.parent for path in unread).most_common(1):
-                    command = f"python image_resizer.py {shlex.quote(str(best))}"
-                    raise UserError(f"{problem}, but {number} in {str(best)!r}; run: {command}")
-                raise UserError(f"{problem}; add some, or run: python image_resizer.py FOLDER")
+                counts = ", ".join([f"{failed + skipped} skipped", *others])
+                again = f"run: python image_resizer.py {shlex.quote(image_dir)} --recursive"
+                hint = f"but {deeper} in sub-folders; {again}" if deeper else "add some"
+                raise UserError(f"no readable picture in {image_dir!r} ({counts}); {hint}")
             file.seek(0)  # NumPy pads the header, so that its length is the same
-            np.lib.format.write_array_header_1_0(file, header | {"shape": (count, size, size, 3)})
+            np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *shape)})
+            file.flush()
     except OSError as error:
-        what = f"read {image_dir!r}" if error.filename == image_dir else f"write {output!r}"
-        raise UserError(f"cannot {what}: {error.strerror}; fix that, or name another") from error
-    return Result(count, skipped, others, len(unread))
+        read = error.filename == image_dir
+        raise cannot(*(("read", image_dir) if read else ("write", output)), error) from error
+    return count, failed + skipped, others, deeper
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -266,35 +355,41 @@ def main(argv: list[str] | None = None) -> int:
     add("image_dir", nargs="?", default=IMAGE_DIR, help="folder of pictures (%(default)s)")
     add("--recursive", action="store_true", help="read its sub-folders too")
     add("--output", default=IMAGE_FILE, help="file to write (%(default)s)")
-    sizes = (32, 64, 128, 256)
-    add("--size", type=int, choices=sizes, default=IMAGE_SIZE, help="in pixels (%(default)s)")
-    add("--crop", action="store_true", help="use only the centre square of each picture")
+    size = {"type": parse_size, "default": str(IMAGE_SIZE)}
+    add("--size", **size, help="in pixels, such as 128 or 96x128 (%(default)s)")
+    add("--crop", action="store_true", help="use only the centre of each picture, in that shape")
+    add("--grey", action="store_true", help="make grey pictures, as IMAGE_CHANNELS = 1 does")
     args = parser.parse_args(argv)
+    shape = (*args.size, 1 if args.grey else IMAGE_CHANNELS)
     try:
-        pictures, skipped, others, unread = resize_folder(**vars(args))
+        if shape[2] not in (1, 3):
+            raise UserError(f"IMAGE_CHANNELS is {IMAGE_CHANNELS!r}; use 3, or 1 for grey pictures")
+        count, skipped, others, deeper = resize_folder(
+            args.image_dir, args.output, shape, args.crop, args.recursive
+        )
     except UserError as error:
         say(f"image_resizer.py: error: {error}", "stderr")
         return 1
     except KeyboardInterrupt:
         say(f"image_resizer.py: interrupted; {args.output!r} is as it was before", "stderr")
         return 130
-    shape = (pictures, args.size, args.size, IMAGE_CHANNELS)
-    size = pictures * args.size**2 * IMAGE_CHANNELS * SCALED.itemsize / 1e6
-    say(f"{args.output}: float32 {shape}, {size:.1f} MB; {skipped} files skipped")
+    size = count * math.prod(shape) * SCALED.itemsize / 1e6
+    say(f"{args.output}: float32 {(count, *shape)}, {size:.1f} MB; {skipped} files skipped")
     if others:
         say(f"not pictures that Pillow can read: {', '.join(others)}")
-    if unread:
+    if deeper:
         options = sys.argv[1:] if argv is None else argv
         again = shlex.join(["python", "image_resizer.py", "--recursive", *options])
-        say(f"{unread} pictures in sub-folders were not read; if you want them: {again}")
+        say(f"{deeper} pictures in sub-folders were not read; if you want them: {again}")
     data = "" if args.output == IMAGE_FILE else f" --data {shlex.quote(args.output)}"
     say(f"next: python art_gan.py{data}")
     return 0
 
 
 if __name__ == "__main__":
-    if sys.stderr is None:  # closed: libtiff would print its errors to a file of ours instead
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if sys.stderr:  # libtiff prints to descriptor 2, without a file's name: send that nowhere
+        sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding, sys.stderr.errors)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # Pillow also raises what it logs
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
     sys.exit(main())
