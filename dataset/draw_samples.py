@@ -21,6 +21,9 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.progress import track
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where image_resizer.py is
+from image_resizer import reason, replace_file, say
+
 SUPERSAMPLE = 2  # paint larger and shrink at the end: smooth edges, finer brushwork
 JPEG_QUALITY = 78
 SIZES = [(290, 370), (280, 390), (370, 290), (320, 320), (250, 400), (400, 280), (330, 370)]
@@ -356,13 +359,8 @@ def compose(number: int, seed: int) -> tuple[str, Image.Image]:
 def draw(number: int, seed: int, digits: int, output: Path) -> None:
     """Save picture `number` as NUMBER-SUBJECT.jpg, or leave no file if that fails."""
     subject, picture = compose(number, seed)
-    path = output / f"{number:0{digits}}-{subject}.jpg"
-    temporary = path.with_suffix(".part")
-    try:
-        picture.save(temporary, "JPEG", quality=JPEG_QUALITY)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replace_file(output / f"{number:0{digits}}-{subject}.jpg") as part:
+        picture.save(part, "JPEG", quality=JPEG_QUALITY)
 
 
 def main() -> None:
@@ -385,7 +383,7 @@ def main() -> None:
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    print(f"{args.count} pictures in {args.output}")
+    say(f"{args.count} pictures in {args.output}")
 
 
 if __name__ == "__main__":
@@ -394,5 +392,6 @@ if __name__ == "__main__":
     except KeyboardInterrupt:
         sys.exit(130)
     except OSError as error:
-        problem = f"{error.filename or 'the pictures'}: {error.strerror}"
-        sys.exit(f"draw_samples.py: error: {problem}; fix that, or use another --output")
+        problem = f"{error.filename or 'the pictures'}: {reason(error)}"
+        say(f"draw_samples.py: error: {problem}; fix that, or use another --output", "stderr")
+        sys.exit(1)
