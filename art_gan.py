@@ -34,12 +34,6 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-import numpy as np
-from PIL import ExifTags, Image
-from rich.progress import BarColumn, Progress, TextColumn, track
-
-from image_resizer import PART, UserError, doublings, reason, replace_file, say, tolerate
-
 if __name__ == "__main__":
     # If a standard stream is closed, the next file to be opened would get its number and receive
     # what TensorFlow prints. So open the null device in its place.
@@ -47,6 +41,22 @@ if __name__ == "__main__":
         pass
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while TensorFlow loads: no traceback
+
+import numpy as np
+from PIL import ExifTags, Image
+from rich.progress import BarColumn, Progress, TextColumn, track
+
+from image_resizer import (
+    PART,
+    UserError,
+    doublings,
+    reason,
+    replace_file,
+    say,
+    sync_folder,
+    tolerate,
+)
+
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
 if not any(Path("/dev").glob("nvidia[0-9]*")) and not os.path.exists("/dev/dxg"):  # dxg: WSL2
     # On a CPU, one operation at a time on all cores is as fast and needs less memory.
@@ -288,7 +298,7 @@ def train(args: argparse.Namespace) -> int:
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
         for network in (run.discriminator, run.generator):
-            network.summary(print_fn=say)
+            network.summary(print_fn=lambda text, **_: list(map(say, text.splitlines())))
 
         stream = batches(data, args.data, args.seed, range(run.epoch, args.epochs), args.batch_size)
         with ProgressLine(run.epoch, args.epochs) as progress, catch_signals() as signals:
@@ -1036,14 +1046,6 @@ def restore(variable: keras.Variable, value: np.ndarray) -> None:
     """Give a variable its saved value. A learning rate is no state: it is what the code says."""
     if variable.name != "learning_rate":
         variable.assign(value)
-
-
-def sync_folder(folder: Path) -> None:
-    """Have what was renamed or removed in a folder on the disk, where the file system can do it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    with contextlib.suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)
 
 
 def make_folder(folder: Path) -> None:

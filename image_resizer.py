@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
@@ -59,10 +59,11 @@ def tolerate(stream: str) -> Iterator[None]:
             os.dup2(null.fileno(), getattr(sys, stream).fileno())  # else Python fails at exit
 
 
-def say(line: str = "", stream: str = "stdout", **_: Any) -> None:
-    """Print a line at once; what cannot be encoded is escaped. It never raises an OSError."""
+def say(line: str, stream: str = "stdout") -> None:
+    """Print one line at once. A file's name may hold anything, so all but text is escaped."""
     with tolerate(stream):
         if file := getattr(sys, stream):  # None if it was closed when Python started
+            line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
             encoding = getattr(file, "encoding", None) or "utf-8"
             print(line.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
@@ -71,6 +72,14 @@ def reason(error: BaseException) -> str:
     """Return what is wrong in one line: the system's words, the first line, or the type."""
     text = getattr(error, "strerror", None) or error
     return next(iter(str(text).strip().splitlines()), type(error).__name__)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renaming and removing in a folder last through a power cut, where the disk can."""
+    with suppress(OSError), ExitStack() as stack:
+        descriptor = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        os.fsync(descriptor)
 
 
 PART = re.compile(r"\.part-[0-9a-f]{16}-(.+)", re.DOTALL)  # an unfinished file; its final name
@@ -96,11 +105,8 @@ def replace_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-    # Some file systems refuse, and Ctrl-C comes too late.
-    with suppress(OSError, KeyboardInterrupt), ExitStack() as stack:
-        folder = os.open(path.parent, os.O_RDONLY)
-        stack.callback(os.close, folder)
-        os.fsync(folder)  # so that a power failure cannot undo the renaming
+    with suppress(KeyboardInterrupt):  # it comes too late
+        sync_folder(path.parent)
 
 
 def doublings(height: int, width: int) -> int:
