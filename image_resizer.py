@@ -39,7 +39,12 @@ STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but c
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL)  # others: the disk's
 TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # EXIF's
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28  # long texts are no bomb
+# Metadata that is of no use here is not looked at: where it is broken, it would cost the picture.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
+for kind in ("iCCP", "gAMA", "cHRM", "sRGB", "pHYs"):
+    setattr(PngImagePlugin.PngStream, f"chunk_{kind}", lambda png, _, size: png.fp.read(size))
+for marker in {*range(0xFFE0, 0xFFF0)} - {0xFFE1}:  # all but EXIF
+    JpegImagePlugin.MARKER[marker] = ("", "", JpegImagePlugin.Skip)
 Shape = tuple[int, int, int]  # height, width, channels
 
 
@@ -131,7 +136,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def is_picture(path: Path) -> bool:
     """Whether Pillow can read files with this suffix; .mpo is a kind of JPEG."""
-    return Image.registered_extensions().get(path.suffix.lower()) in {*Image.OPEN, "MPO"} - STUBS
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind == "MPO" or (kind in Image.OPEN and kind not in STUBS)
 
 
 def cannot(what: str, path: Path | str, error: BaseException) -> UserError:

@@ -141,6 +141,16 @@ def tiff(samples, bits, photometric, tags=(), end="<", planes=False, packed=Fals
     return directory() + b"".join(strips)
 
 
+def difference(data, expected, tmp_path):
+    """Return the largest difference from `expected`, or None if the picture is refused."""
+    (tmp_path / "picture.tif").write_bytes(data)
+    try:
+        return abs(load(tmp_path / "picture.tif").astype(int) - expected).max()
+    except image_resizer.UserError as error:
+        assert str(error)
+        return None
+
+
 @pytest.fixture
 def dataset(tmp_path):
     """Return dataset/ with five ordinary pictures of different shapes, written out of order."""

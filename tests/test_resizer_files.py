@@ -299,7 +299,7 @@ def test_say_survives_every_kind_of_stream(monkeypatch, capfd):
         with open(os.devnull) as unwritable:
             for file in (None, io.StringIO(), unwritable):
                 monkeypatch.setattr(sys, stream, file)
-                image_resizer.say("lost", stream, line_break=True)
+                image_resizer.say("lost", stream)
         image_resizer.say("lost", stream)  # it is closed
         monkeypatch.undo()
         image_resizer.say("shown", stream)

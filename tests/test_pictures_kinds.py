@@ -1,0 +1,132 @@
+"""Test the rare kinds of TIFF and PNG, compared with the samples that were written."""
+
+import struct
+
+import numpy as np
+import pytest
+from helpers_resizer import COLOUR, GREY, difference, grey_rgb, load, png, tiff
+from PIL import Image
+
+from image_resizer import to_rgb
+
+pytest_plugins = ["helpers_resizer"]
+
+
+# Photometric: channels, and how samples in 0..1 become red, green and blue
+SCHEMES = {
+    0: (1, lambda v: 1 - v.repeat(3, -1)),
+    1: (1, lambda v: v.repeat(3, -1)),
+    2: (3, lambda v: v),
+    5: (4, lambda v: (1 - v[..., :3]) * (1 - v[..., 3:])),
+}
+READ = {  # (photometric, bits, extra samples): what must be read, at least in one byte order
+    *((grey, bits, ()) for grey in (0, 1) for bits in (1, 2, 4, 8, 16, "float")),
+    *((1, bits, extra) for bits, extra in ((12, ()), (8, (0,)), (8, (1,)), (8, (2,)))),
+    *((2, bits, extra) for bits in (8, 16) for extra in ((), (0,), (1,), (2,))),
+    *((5, bits, extra) for bits, extra in ((8, ()), (8, (0,)), (16, ()))),
+}
+
+
+@pytest.mark.parametrize("extra", [(), (0,), (1,), (2,)])
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 12, 16, "float"])
+@pytest.mark.parametrize("photometric", SCHEMES)
+def test_every_kind_of_tiff_is_right_or_refused(tmp_path, photometric, bits, extra):
+    """Extra samples: 0 is unspecified, 1 premultiplied alpha, 2 alpha."""
+    channels, colours = SCHEMES[photometric]
+    top = 1 if bits == "float" else 2**bits - 1
+    values = np.random.default_rng(5).random((32, 32, channels + len(extra)))
+    values = values if bits == "float" else (values * top).round() / top
+    alpha = values[..., -1:] if extra in [(1,), (2,)] else 1
+    expected = 255 * (colours(values[..., :channels]) * alpha + 1 - alpha)
+    if extra == (1,):
+        values[..., :-1] = (values[..., :-1] * alpha * top).round() / top
+    samples = values.astype("f4") if bits == "float" else (values * top).round().astype(int)
+    tolerance = 3 if extra in [(1,), (2,)] or photometric == 5 else 1
+    read = set()
+    for end in "<>":
+        for planes in (False, True):
+            for packed in (False, True):
+                tags = {338: extra} if extra else {}
+                depth = 32 if bits == "float" else bits
+                data = tiff(samples, depth, photometric, tags, end, planes, packed)
+                found = difference(data, expected, tmp_path)
+                if extra == (1,) and found is not None:  # dark where it is almost clear
+                    found = np.percentile(abs(load(tmp_path / "picture.tif") - expected), 99)
+                assert found is None or found <= tolerance, (end, planes, packed)
+                read |= {planes} if found is not None else set()
+    assert (False in read) == ((photometric, bits, extra) in READ)
+    if photometric in (2, 5) and bits in (8, 16) and not extra:
+        assert True in read
+
+
+def test_tiff_palettes_of_16_and_of_8_bits(tmp_path):
+    colours = np.random.default_rng(6).integers(0, 256, (3, 256))
+    expected = colours.T[GREY]
+    for factor in (257, 256, 1):
+        data = tiff(GREY[..., None], 8, 3, {320: (colours * factor).ravel().tolist()})
+        assert difference(data, expected, tmp_path) == 0, factor
+    assert difference(tiff(GREY[..., None], 8, 3, {320: [0] * 768}), 0, tmp_path) == 0
+
+
+def test_tiff_with_signed_values_is_refused(tmp_path):
+    for bits in (8, 16):
+        for packed in (False, True):
+            data = tiff(GREY[..., None], bits, 1, {339: [2]}, packed=packed)
+            assert difference(data, 0, tmp_path) is None
+
+
+def test_uncompressed_ycbcr_tiff(tmp_path):
+    coarse = COLOUR[::4, ::4].repeat(4, 0).repeat(4, 1)
+    ycbcr = np.asarray(Image.fromarray(coarse).convert("YCbCr")).astype(int)
+    assert difference(tiff(ycbcr, 8, 6, {530: [1, 1]}), coarse, tmp_path) <= 4
+    blocks = ycbcr[..., 0].reshape(16, 2, 16, 2).transpose(0, 2, 1, 3).reshape(16, 16, 4)
+    packed = np.concatenate([blocks, ycbcr[::2, ::2, 1:]], -1).astype("u1").tobytes()
+    for tags in ({530: [2, 2]}, {}):
+        assert difference(tiff(ycbcr, 8, 6, tags, data=packed), coarse, tmp_path) <= 4
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
+@pytest.mark.parametrize("colour_type", [0, 2])
+def test_transparent_colour_in_a_png_of_every_depth(tmp_path, colour_type, bits):
+    if (colour_type, bits) in [(2, 1), (2, 2), (2, 4)]:
+        pytest.skip("no such PNG")
+    channels, top = 1 + colour_type, 2**bits - 1
+    samples = np.random.default_rng(8).integers(0, top + 1, (32, 32, channels))
+    samples[:4] = clear = samples[9, 9]
+    expected = samples * 255 / top
+    expected[(samples == clear).all(-1)] = 255
+    chunk = (b"tRNS", struct.pack(f">{channels}H", *clear))
+    found = difference(png(bits, colour_type, samples, chunk), expected, tmp_path)
+    assert found is None if (colour_type, bits) == (2, 16) else found <= 1
+
+
+def test_every_mode_of_pillow_is_converted():
+    for mode in Image.MODES:
+        with Image.new(mode, (2, 2)) as image:
+            assert to_rgb(image).mode == "RGB", mode
+
+
+def test_associated_alpha_in_grey_and_measured_values(tmp_path):
+    grey = Image.merge("LA", [Image.new("L", (32, 32), v) for v in (200, 128)]).convert("La")
+    assert abs(np.asarray(to_rgb(grey)).astype(int) - 227).max() <= 1
+    header = ["SIMPLE  =                    T", "BITPIX  =                   16"]
+    header += [f"NAXIS{n} = {value:>20}" for n, value in ((" ", 2), (1, 32), (2, 32))]
+    fits = "".join(card.ljust(80) for card in [*header, "END"]).ljust(2880).encode()
+    assert difference(fits + bytes(2880), 0, tmp_path) is None  # 16 bits, whose white may be any
+
+
+@pytest.mark.parametrize("end", "<>")
+def test_second_decoder_agrees_about_tiffs(tmp_path, end):
+    tifffile = pytest.importorskip("tifffile")
+    for name, samples, photometric, planes in (
+        ("rgb", COLOUR.astype("u2") * 257, "rgb", "contig"),
+        ("planes", COLOUR.transpose(2, 0, 1).astype("u2") * 257, "rgb", "separate"),
+        ("white", 65535 - GREY.astype("u2") * 257, "miniswhite", None),
+        ("float", GREY.astype("f4") / 255, "minisblack", None),
+    ):
+        options = {"photometric": photometric, "planarconfig": planes, "byteorder": end}
+        tifffile.imwrite(tmp_path / f"{name}.tif", samples, **options)
+        data = (tmp_path / f"{name}.tif").read_bytes()
+        expected = COLOUR if name in ("rgb", "planes") else grey_rgb(GREY)
+        found = difference(data, expected, tmp_path)
+        assert found == 0 or (found is None and (name, end) == ("white", ">"))
