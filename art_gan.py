@@ -72,8 +72,8 @@ for library in itertools.chain(*(f.glob("cusolver/lib/libcusolver.so.*") for f i
 
 # TensorFlow's lines about GPUs, for which it has no switch, look like errors to newcomers. So they
 # are set aside, and shown if it fails, if no GPU is found where one should be, or on demand.
-SHOW_LINES = "TF_CPP_MIN_LOG_LEVEL" in os.environ
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # 2 would show harmless errors on a GPU
+# 2 would show harmless errors on a GPU
+SHOW_LINES = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") < "3"
 TENSORFLOW_LINES = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
 screen = os.dup(2)
 os.dup2(TENSORFLOW_LINES.fileno(), 2)
@@ -845,6 +845,7 @@ class Run:
         """Begin the TensorBoard log anew: a killed run repeats iterations that a log has."""
         for path in find_files(self.output, LOG_FILES):
             path.unlink()
+        make_folder(self.output / "logs")
         folder = str(self.output / "logs")
         self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
         self.write_log()
@@ -883,8 +884,11 @@ class Run:
 
 def flat(record: Any, name: str) -> Iterator[tuple[str, Any]]:
     """A nested record as pairs: a name in words, such as "generator conv2d filters"; a value."""
-    if isinstance(record, list) and any(isinstance(x, dict) and "config" in x for x in record):
-        record = {each["config"].get("name", i): each for i, each in enumerate(record)}
+    if isinstance(record, list):
+        configs = [isinstance(each, dict) and each.get("config") for each in record]
+        if configs and all(isinstance(config, dict) for config in configs):
+            names = [str(config.get("name", i)) for i, config in enumerate(configs)]
+            record = dict(zip(names, record, strict=True))
     if not isinstance(record, dict):
         yield name, record
         return
@@ -1030,8 +1034,9 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
             with np.load(io.BytesIO(content), allow_pickle=False) as file:  # verifies checksums
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 history, settings = file["metrics"], json.loads(str(file["settings"]))
-            if history.shape != (int(path.stem), len(METRICS)) or not isinstance(settings, dict):
-                raise ValueError("its metrics or settings are not those of a run")
+            named = all(isinstance(name, str) for name in settings.get("variables", []))
+            if history.shape != (int(path.stem), len(METRICS)) or not named:
+                raise ValueError("its metrics or variables are not those of a run")
             return values, history.astype(np.float32), settings
         except MemoryError:
             raise
