@@ -187,7 +187,12 @@ def mend(image: Image.Image) -> None:
     planes = tag(284) == 2 and image.mode in ("LA", "La", "PA")
     signed = max(tag(339, (1,))) == 2 and tag(258)[0] < 32
     measured = image.format in ("FITS", "MCIDAS") and image.mode[0] == "I"  # white may be anything
-    if planes or signed or measured or (clear is not None and coding == "RGB;16B"):
+    deep = clear is not None and coding == "RGB;16B"
+    if image.format == "JPEG2000" and len(image.getbands()) > 1:  # white of 9 bits becomes black
+        image.fp.seek(0)
+        _, found, header = image.fp.read(4096).partition(b"\xff\x4f\xff\x51")
+        deep = found and header[38] & 127 > 7
+    if planes or signed or measured or deep:
         raise UserError("a rare kind that Pillow misreads; save it as an 8-bit PNG")
 
 

@@ -1,5 +1,6 @@
 """Test the rare kinds of TIFF and PNG, compared with the samples that were written."""
 
+import io
 import struct
 
 import numpy as np
@@ -113,6 +114,25 @@ def test_associated_alpha_in_grey_and_measured_values(tmp_path):
     header += [f"NAXIS{n} = {value:>20}" for n, value in ((" ", 2), (1, 32), (2, 32))]
     fits = "".join(card.ljust(80) for card in [*header, "END"]).ljust(2880).encode()
     assert difference(fits + bytes(2880), 0, tmp_path) is None  # 16 bits, whose white may be any
+
+
+def test_deep_colours_in_jpeg_2000_are_refused(tmp_path):
+    """Pillow lets the brightest values of more than 8 bits overflow."""
+    file = io.BytesIO()
+    Image.fromarray(COLOUR).save(file, "JPEG2000")
+    assert difference(file.getvalue(), COLOUR, tmp_path) == 0
+    start = file.getvalue().index(b"\xff\x4f\xff\x51")
+    data = bytearray(file.getvalue())
+    assert data[start + 42 : start + 51 : 3] == b"\7\7\7"  # bits of a sample, less one
+    data[start + 42 : start + 51 : 3] = b"\x0b\x0b\x0b"
+    assert difference(bytes(data), COLOUR, tmp_path) is None
+    imagecodecs = pytest.importorskip("imagecodecs")
+    for bits in (8, 10, 12, 16):
+        for samples in (GREY, COLOUR):
+            deep = (samples.astype(int) * (2**bits - 1) // 255).astype("u1" if bits == 8 else "u2")
+            data = imagecodecs.jpeg2k_encode(deep, level=0, bitspersample=bits)
+            found = difference(data, samples.reshape(32, 32, -1), tmp_path)
+            assert found is None if (samples.ndim, bits) > (3, 8) else found == 0
 
 
 @pytest.mark.parametrize("end", "<>")
