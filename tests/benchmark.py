@@ -34,6 +34,7 @@ os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] = "true"  # or one contender takes the w
 LOOP, PROJECT = "article's loop", "this project, float32"
 # Options of project_loop(); a contender's name lists its own.
 NO_TF32, NO_FUSE, XLA, CONSTANT = "without TF32", "without fuse()", "XLA", "one constant batch"
+NINE, TRANSPOSED = "upsampled_conv2d_9", "upsampled_conv2d_transposed"  # instead of the usual one
 PRECISIONS = (("float32",), ("float32", NO_TF32), ("mixed_bfloat16",), ("mixed_float16",))
 NOT_COUNTED = {"Const", "Placeholder", "NoOp", "Identity", "ReadVariableOp"}  # they compute nothing
 SIZES = (32, 64, 128, 256)
@@ -49,9 +50,8 @@ GROWTH_ITERATIONS, GROWTH_BATCHES, GROWTH_PICTURES = 5, (8, 16, 32, 64), (64, 51
 def build_networks(pictures):
     import art_gan
 
-    generate_res = art_gan.GENERATE_RES[pictures.shape[1]]
-    generator = art_gan.build_generator(art_gan.NOISE_SIZE, art_gan.IMAGE_CHANNELS, generate_res)
-    return generator, art_gan.build_discriminator(pictures.shape[1:])
+    shape = pictures.shape[1:]
+    return art_gan.build_generator(art_gan.NOISE_SIZE, shape), art_gan.build_discriminator(shape)
 
 
 def device_peak():
@@ -102,7 +102,7 @@ def article_loop(data, batch_size):
 
 
 def project_loop(data, batch_size, precision, *options):
-    """This project's iteration, with any of NO_TF32, NO_FUSE, XLA and CONSTANT as options.
+    """This project's iteration, with any of the options above.
 
     Each turn gives the number of operations of one iteration and the peak memory on the GPU.
     """
@@ -113,6 +113,8 @@ def project_loop(data, batch_size, precision, *options):
         art_gan.tf.config.experimental.enable_tensor_float_32_execution(False)
     if NO_FUSE in options:
         art_gan.fuse = lambda model: model
+    for form in {NINE, TRANSPOSED} & set(options):
+        art_gan.upsampled_conv2d = getattr(art_gan, form)
     pictures = art_gan.load_data(data)
     step, _ = art_gan.build_iteration(*build_networks(pictures), jit_compile=XLA in options)
     stream = art_gan.batches(pictures, data, 0, range(10**9), batch_size)
@@ -142,7 +144,7 @@ def project_resizer(folder, output, size):
 
     while True:
         yield
-        image_resizer.resize_folder(folder, output, size, crop=False)
+        image_resizer.resize_folder(folder, output, (size, size, 3))
 
 
 def python(*arguments):
@@ -281,7 +283,7 @@ def training_jobs(folder, size, batch_size, variants):
 
 def measure_cpu(folder, size, batch_size, iterations, plain):
     variants = [("float32",), ("mixed_bfloat16",), ("float32", CONSTANT)]
-    variants += [("float32", NO_FUSE)] * plain
+    variants += [("float32", NO_FUSE), ("float32", TRANSPOSED)] * plain
     result = measure(iterations, WARM_UP, training_jobs(folder, size, batch_size, variants))
     loop = result[LOOP]
     print_table(
@@ -298,7 +300,7 @@ def measure_cpu(folder, size, batch_size, iterations, plain):
 
 
 def measure_gpu(folder, size, batch_size, iterations):
-    choices = itertools.product(PRECISIONS, [(), (NO_FUSE,)], [(), (XLA,)])
+    choices = itertools.product(PRECISIONS, [(), (NINE,), (NO_FUSE,)], [(), (XLA,)])
     variants = [sum(choice, ()) for choice in choices] + [("float32", CONSTANT)]
 
     def rows():
@@ -385,7 +387,7 @@ def main():
     add("--size", type=int, choices=SIZES, default=128, help="of the pictures, in pixels")
     add("--batch-size", type=int, default=32, help="pictures in one iteration")
     add("--iterations", type=int, default=10, help="of each contender; 0: no training")
-    add("--plain", action="store_true", help="on a CPU, measure this project without fuse(), too")
+    add("--plain", action="store_true", help="on a CPU, also without fuse(), and as on a GPU")
     add("--pictures", metavar="FOLDER", help="RGB pictures, and no other files, for the resizer")
     add("--growth", action="store_true", help="how the cost grows instead; --size is the largest")
     args = parser.parse_args()
