@@ -297,8 +297,7 @@ def train(args: argparse.Namespace) -> int:
             return run.finish()
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
-        for network in (run.discriminator, run.generator):
-            network.summary(print_fn=lambda text, **_: list(map(say, text.splitlines())))
+        say_summaries(run.discriminator, run.generator)
 
         stream = batches(data, args.data, args.seed, range(run.epoch, args.epochs), args.batch_size)
         with ProgressLine(run.epoch, args.epochs) as progress, catch_signals() as signals:
@@ -338,8 +337,19 @@ def upsampled_conv2d_transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
     sums = tf.constant([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]], kernel.dtype)
     kernel = tf.einsum("ai,bj,ijcf->abfc", sums, sums, kernel)
     shape = (tf.shape(x)[0], 2 * height, 2 * width, kernel.shape[2])
-    # Not bias_add: its gradient adds up in half precision, where x is.
-    return tf.nn.conv2d_transpose(x, kernel, shape, strides=2) + bias
+    return add_bias(tf.nn.conv2d_transpose(x, kernel, shape, strides=2), bias)
+
+
+@tf.custom_gradient
+def add_bias(y: tf.Tensor, bias: tf.Tensor) -> tuple:
+    """y (N, H, W, F) + bias (F,), whose gradient is exact in half precision, too."""
+
+    def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        pixels = tf.reshape(dy, (-1, dy.shape[-1]))
+        # A matrix product, which adds up in float32; TensorFlow's own gradients need not
+        return dy, tf.matmul(tf.ones_like(pixels[:, :1]), pixels, transpose_a=True)[0]
+
+    return tf.nn.bias_add(y, bias), gradient
 
 
 @tf.custom_gradient
@@ -1035,7 +1045,8 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 history, settings = file["metrics"], json.loads(str(file["settings"]))
             named = all(isinstance(name, str) for name in settings.get("variables", []))
-            if history.shape != (int(path.stem), len(METRICS)) or not named:
+            numbers = all(value.dtype.kind in "biufV" for value in values)  # V: bfloat16
+            if history.shape != (int(path.stem), len(METRICS)) or not (named and numbers):
                 raise ValueError("its metrics or variables are not those of a run")
             return values, history.astype(np.float32), settings
         except MemoryError:
@@ -1166,9 +1177,11 @@ def open_generator(path: Path) -> keras.Model:
     path.open("rb").close()  # outside the try: a disk error is not a damaged file
     try:
         generator = keras.models.load_model(path, compile=False)
-        (_, noise_size), (_, _, _, channels) = generator.input_shape, generator.output_shape
-        if not isinstance(noise_size, int) or channels not in (1, 3):
-            raise ValueError("no generator, which makes pictures of vectors of noise")
+        match generator.input_shape, generator.output_shape:
+            case (_, int()), (_, _, _, 1 | 3):
+                pass
+            case _:
+                raise ValueError("not a generator, which makes pictures of vectors of noise")
         if not all(np.isfinite(weights).all() for weights in generator.get_weights()):
             raise ValueError("it holds weights that are not finite")
     except (tf.errors.ResourceExhaustedError, MemoryError):
@@ -1296,6 +1309,15 @@ def is_terminal() -> bool:
     with contextlib.suppress(AttributeError, ValueError):
         return sys.stdout.isatty()
     return False
+
+
+def say_summaries(*networks: keras.Model) -> None:
+    """Print the tables of networks. Keras' own printing fails with the console."""
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        for network in networks:
+            network.summary()
+    for line in text.getvalue().splitlines():
+        say(line)
 
 
 class ProgressLine(Progress):
