@@ -615,6 +615,8 @@ class Run:
 
     def __init__(self, args: argparse.Namespace, data: np.ndarray) -> None:
         """Build the networks; nothing is read or written. Raises UserError if they do not fit."""
+        if args.tensorboard and not importlib.util.find_spec("tensorboard"):
+            raise UserError("--tensorboard needs one more package: pip install tensorboard")
         self.args, self.output = args, Path(args.output)
         self.history = np.empty((0, len(METRICS)), np.float32)
         self.pending: list[tf.Tensor] = []  # metrics still on the device, not in the history yet
