@@ -22,7 +22,6 @@ from conftest import (
     pictures,
     python,
     refusal,
-    trained,
     training,
 )
 
@@ -289,8 +288,8 @@ def test_fresh_starts_over(halfway, data, whole, start):
     assert process.wait() == -signal.SIGKILL
     assert not any(path.exists() for path in (*unfinished, *(halfway / name for name in ours)))
     assert [path.name for path in checkpoints(halfway)] == ["00000000.npz"]
-    said = f"--fresh removed from {halfway}: checkpoint/00000000.npz, checkpoint/00000001.npz, "
-    assert said in process.printed and "Resuming" not in process.printed
+    assert re.search(rf"--fresh removed from {halfway}: .+, .+ and \d+ more", process.printed)
+    assert "Resuming" not in process.printed
     process = start(*options)
     assert process.wait() == 0
     for name in kept:
@@ -301,24 +300,24 @@ def test_fresh_starts_over(halfway, data, whole, start):
     assert_same_end(halfway, whole[0])
 
 
-def folder_of_others(output, data):
+def folder_of_others(output, half):
     """Someone else's files with names like ours, without any state."""
     output.mkdir()
     for name in ("generator.keras", "metrics.csv", "trained-9.keras", "notes.txt"):
         (output / name).write_text("not yours")
 
 
-def copy_without_states(output, data):
-    trained(output, *training(data, output, "--epochs", 3))
+def copy_without_states(output, half):
+    shutil.copytree(half, output)
     shutil.rmtree(output / "checkpoint")
 
 
-def copy_with_an_old_preview(output, data):
-    copy_without_states(output, data)
+def copy_with_an_old_preview(output, half):
+    copy_without_states(output, half)
     os.utime(output / "trained-1.png", (0, 0))
 
 
-def one_preview(output, data):
+def one_preview(output, half):
     output.mkdir()
     (output / "trained-1.png").write_text("not yours")
 
@@ -327,8 +326,8 @@ def one_preview(output, data):
 @pytest.mark.parametrize(
     "make", [folder_of_others, copy_without_states, copy_with_an_old_preview, one_preview]
 )
-def test_files_without_a_state_are_refused_and_kept(make, output, data, main):
-    make(output, data)
+def test_files_without_a_state_are_refused_and_kept(make, output, half, data, main):
+    make(output, half)
     before = contents(output)
     line = refusal(main(*training(data, output, "--epochs", 1)))
     assert f"{output}: holds " in line
@@ -374,4 +373,5 @@ def test_an_output_folder_that_cannot_be_made(data, main, tmp_path):
     for output in outputs:
         for job in ([], ["--fresh"]):
             line = refusal(main(*training(data, output, *job)))
-            assert str(output) in line and "use another --output" in line
+            assert f"{tmp_path}/" in line or str(output) in line  # or the parent that is a file
+            assert "use another --output" in line

@@ -167,7 +167,7 @@ def test_no_generator(job, main, tmp_path):
     assert "generator.keras: no trained generator; train one first" in line
     assert not (tmp_path / "none").exists()
     (tmp_path / "generator.keras").write_bytes(b"no zip archive")
-    assert "generator.keras: cannot be opened (" in refusal(main(job, 2, "--output", tmp_path))
+    assert "generator.keras: cannot be used (" in refusal(main(job, 2, "--output", tmp_path))
     (tmp_path / "generator.keras").rename(tmp_path / "trained-63.keras")
     line = refusal(main(job, 2, "--output", tmp_path))
     assert line.endswith("generator.keras: no such generator; --from can be 63")
@@ -206,7 +206,7 @@ def test_what_is_no_generator_is_refused(make, job, main, output):
     output.mkdir()
     make().save(output / "generator.keras")
     line = refusal(main(job, 2, "--output", output))
-    assert f"{output / 'generator.keras'}: is not a generator" in line
+    assert f"{output / 'generator.keras'}: cannot be used (no generator, which makes" in line
     assert [path.name for path in output.iterdir()] == ["generator.keras"]
 
 
@@ -218,21 +218,11 @@ def test_a_generator_whose_weights_are_not_finite_is_refused(value, generator, m
     model.set_weights([kernel, bias])
     model.save(generator / "generator.keras")
     line = refusal(main("--generate", 1, "--output", generator))
-    assert "generator.keras: holds weights that are not finite" in line
+    assert "generator.keras: cannot be used (it holds weights that are not finite" in line
     assert [path.name for path in generator.iterdir()] == ["generator.keras"]
 
 
-NAMES = [
-    "with spaces",
-    "accentué",
-    "コン",
-    "escape\x1b[31m",
-    "line\nbreak",
-    "-x",
-    "_",
-    "%s {0}",
-    "\x00",
-]
+NAMES = ["with spaces", "accentué", "コン", "escape\x1b[31m", "line\nbreak", "-x", "_", "%s {0}"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=ascii)
@@ -243,11 +233,13 @@ def test_layers_of_any_name_paint(name, output, main):
     model.save(output / "generator.keras")
     result = main("--generate", 1, "--output", output)
     assert result.returncode == 0 or refusal(result)
-    assert result.returncode == 0 or name in NAMES[3:5] + NAMES[-1:]
+    assert result.returncode == 0 or not name.isprintable()
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", result.stdout + result.stderr)
 
 
-@pytest.mark.parametrize("name", [*NAMES, "../../evil", "/etc/evil", "x" * 300, "."], ids=ascii)
+@pytest.mark.parametrize(
+    "name", [*NAMES, "nul\x00", "../../evil", "/etc/evil", "x" * 300, "."], ids=ascii
+)
 def test_a_generators_name_stays_in_the_folder(name, output, main, tmp_path):
     output.mkdir()
     model = of_layers((9,), keras.layers.Dense(12), keras.layers.Reshape((2, 2, 3)))
@@ -322,14 +314,20 @@ def test_the_articles_previews_are_painted_by_their_generators(data, output, mai
     shutil.rmtree(output)
 
 
-def test_the_time_lapse(whole):
+def test_the_time_lapse(whole, tmp_path):
     with Image.open(whole[0] / "training.webp") as animation:
-        assert (animation.n_frames, animation.size) == (3, (4 + 7 * 36, 4 + 4 * 36))
-        for number in range(3):
+        assert animation.size == (4 + 7 * 36, 4 + 4 * 36)
+    paths = [tmp_path / f"trained-{cnt}.png" for cnt in (1, 2, 3)]
+    for seed, path in enumerate(paths):
+        colours = np.random.default_rng(seed).integers(256, size=(4, 7, 3)).astype(np.uint8)
+        Image.fromarray(colours.repeat(36, 0).repeat(36, 1)).save(path)
+    art_gan.save_timelapse(tmp_path / "training.webp", paths)
+    with Image.open(tmp_path / "training.webp") as animation:
+        assert (animation.n_frames, animation.size) == (3, (7 * 36, 4 * 36))
+        for number, path in enumerate(paths):
             animation.seek(number)
             frame = np.asarray(animation.convert("RGB"), float)
-            preview = np.asarray(Image.open(whole[0] / f"trained-{number + 1}.png"), float)
-            assert np.abs(frame - preview).mean() < 12
+            assert np.abs(frame - np.asarray(Image.open(path), float)).mean() < 12
 
 
 def previews(folder, *colours, size=(8, 8)):
