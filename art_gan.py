@@ -632,6 +632,10 @@ class Run:
                 "discriminator": build_discriminator(image_shape),
                 "generator": build_generator(NOISE_SIZE, image_shape),
             }
+            for name, network in self.copies.items():
+                if not hasattr(network, "output_shape"):  # a class of one's own
+                    advice = "return keras.Model(x, network(x)) of it, with x = keras.Input(...)"
+                    raise UserError(f"build_{name} returns a model without shapes; {advice}")
             self.paint = build_painter(self.copies["generator"])
             keras.utils.clear_session()  # again, so that the networks' layers have the same names
             keras.utils.set_random_seed(args.seed)  # of the initial weights and of dropout
@@ -963,8 +967,9 @@ def check_saveable(network: keras.Model) -> None:
 
 def cause(error: Exception) -> str:
     """What is wrong with a network, in one line: what Keras' text says last, or all it says."""
-    text = " ".join(str(error).rpartition("Exception encountered: ")[2].split())
-    return f"{text:.200}" or type(error).__name__
+    text = str(error).rpartition("Exception encountered: ")[2]
+    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)  # how Keras marks it
+    return f"{' '.join((bold[1] if bold else text).split()):.200}" or type(error).__name__
 
 
 def check_trainable(network: keras.Model, gradients: list[tf.Tensor | None]) -> None:
