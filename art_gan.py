@@ -773,16 +773,21 @@ class Run:
         if not found:
             raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
         values, history, settings = found
-        names = settings.get("variables", [path_of(variable) for variable in self.state])
+        networks = self.discriminator, self.generator
+        # States of earlier versions have no names. With another optimizer, only networks fit them.
+        same = [variable for network in networks for variable in network.variables]
+        same = self.state if len(values) == len(self.state) else same
+        names = settings.get("variables", [path_of(variable) for variable in same])
         values = dict(zip(names, values, strict=False))
-        networks = len(self.discriminator.variables) + len(self.generator.variables)
-        for number, variable in enumerate(self.state):
-            value = values.get(path_of(variable))
+        needed = {weight.path for network in networks for weight in network.weights}
+        for variable in self.state:
+            path = path_of(variable)
+            value = values.get(path)
             if value is not None and value.shape == variable.shape:
                 restore(variable, value)
-            elif number < networks:
+            elif path in needed:
                 there = "has none" if value is None else f"is {value.shape}"
-                problem = f"its {path_of(variable)} {there}, here it is {tuple(variable.shape)}"
+                problem = f"its {path} {there}, here it is {tuple(variable.shape)}"
                 raise UserError(f"--init {other}: {problem}; it needs the same networks and size")
         self.settings["--init"] = {"run": self.args.init, "iteration": len(history)}
         say(f"Starting with the networks of {other} after {len(history)} iterations")
@@ -915,7 +920,7 @@ def flat(record: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 def in_words(value: Any) -> str:
     """A setting for a message, shortened."""
-    return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.60}"
+    return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.120}"
 
 
 def configuration(owner: Any) -> dict:
