@@ -37,7 +37,9 @@ MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # decoded at a time; Pillow's 
 BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but cannot decode
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL)  # others: the disk's
-TURNS = dict(zip(range(2, 9), map(Image.Transpose, (0, 3, 1, 5, 4, 6, 2)), strict=True))  # EXIF's
+# By EXIF's orientation: how to turn a picture upright
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
 # Metadata that is of no use here is not looked at: where it is broken, it would cost the picture.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
@@ -222,7 +224,8 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
     picture, (height, width, channels) = to_rgb(image), shape
     with suppress(Exception):  # there is no orientation, or a broken one
-        picture = picture.transpose(TURNS[image.getexif()[ExifTags.Base.Orientation]])
+        turn = TURNS[image.getexif()[ExifTags.Base.Orientation]]
+        picture = picture.transpose(Image.Transpose[turn])
     if crop:  # to the largest part around the centre that has the wanted shape
         scale = min(picture.width / width, picture.height / height)
         part = [max(1, round(side * scale)) for side in (width, height)]
@@ -360,8 +363,9 @@ def resize_folder(
             np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *shape)})
             file.flush()
     except OSError as error:
-        read = error.filename == image_dir
-        raise cannot(*(("read", image_dir) if read else ("write", output)), error) from error
+        if error.filename == image_dir:
+            raise cannot("read", image_dir, error) from error
+        raise cannot("write", output, error) from error
     return count, failed + skipped, others, deeper
 
 
