@@ -95,8 +95,8 @@ def test_a_kill_before_any_file_operation_costs_nothing(case, data, whole, half,
     changes = [each for each in process.operations if not each.startswith("-")]
     assert len(changes) > 30
     points = range(len(changes))
-    if before:  # after the removals, every second one: a new run is killed at each of them
+    if before:  # after the removals, every third one: a new run is killed at each of them
         removed = next(number for number in points if " open " in changes[number])
-        points = [*points[:removed], *points[removed::2]]
+        points = [*points[:removed], *points[removed::3]]
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(crash, points))
