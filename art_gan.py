@@ -308,10 +308,11 @@ def train(args: argparse.Namespace) -> int:
                 if preview:
                     run.save_preview()
                 progress.show(epoch, metrics, preview)
-                last = signals or run.epoch == args.epochs
+                stop = bool(signals)  # asked once: a later signal is for the next iteration
+                last = stop or run.epoch == args.epochs
                 if last or time.monotonic() - run.saved_at >= args.checkpoint_seconds:
                     run.save()
-                if signals:
+                if stop:
                     again = "the same command" + " without --fresh" * args.fresh
                     say(f"Stopped after {run.epoch} of {args.epochs} iterations; {again} resumes")
                     return 128 + signals[0]
@@ -809,25 +810,24 @@ class Run:
         if found:
             say(f"--fresh removed from {self.output}: {names}")
 
-    def update_history(self) -> None:
-        """Fetch the pending metrics from the device; say, once, if one network has won."""
+    def update(self) -> None:
+        """Fetch the pending metrics, and give the float32 copies today's weights.
+
+        Says, once, if one network has won. Raises UserError if something is not finite.
+        """
         known = len(self.history)
         self.history = np.vstack([self.history, *self.pending]).astype(np.float32)
         self.pending.clear()
+        check_finite(self.history, self.state)
         if text := verdict(self.history, known):
             say(text)
-
-    def update_copies(self) -> None:
-        """Give the float32 copies today's weights, and a name that says of which iteration."""
         for name, copy in self.copies.items():
             copy.set_weights(getattr(self, name).get_weights())
-            copy.name = f"{name}-{self.epoch}"
+            copy.name = f"{name}-{self.epoch}"  # --generate names pictures after it
 
     def save_preview(self) -> None:
         """Save a preview and, under the same name, the float32 generator that paints it."""
-        self.update_history()
-        check_finite(self.history, self.generator.variables)
-        self.update_copies()
+        self.update()
         *_, path = self.previews().values()
         with replace_file(path.with_suffix(".keras")) as temporary:
             self.copies["generator"].save(temporary)
@@ -836,9 +836,7 @@ class Run:
 
     def save(self) -> None:
         """Save everything that resuming needs, and the newest networks and metrics for people."""
-        self.update_history()
-        check_finite(self.history, self.state)
-        self.update_copies()
+        self.update()
         for name, copy in self.copies.items():
             with replace_file(self.output / f"{name}.keras") as temporary:
                 copy.save(temporary)
@@ -1001,21 +999,18 @@ def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
 def verdict(history: np.ndarray, known: int) -> str | None:
     """What to say if one network has won since iteration `known`; None if not, or if said before.
 
-    Decided by means of losses and accuracies that only this cross-entropy has together: with a
-    loss of one's own, it is better to say nothing than something wrong.
+    The bounds, in the order of METRICS, are of means that only this cross-entropy has together:
+    with a loss of one's own, it is better to say nothing than something wrong.
     """
+    won = (0, 0.95, 5, 0), (0.4, 1, 16.2, 0.05)
+    blind = (0.65, 0.45, 0.5, 0), (0.79, 0.55, 0.9, 1)  # guessing has a loss of ln 2 = 0.69
     sums = np.cumsum(np.vstack([np.zeros((1, 4)), history]), axis=0, dtype=np.float64)
-    with np.errstate(invalid="ignore"):  # `check_finite` comes next
-        means = (sums[VERDICT_ITERATIONS:] - sums[:-VERDICT_ITERATIONS]) / VERDICT_ITERATIONS
-    d_loss, d_accuracy, g_loss, g_accuracy = means.T
-    strong = (d_accuracy >= 0.95) & (g_accuracy <= 0.05)
-    won = strong & (d_loss >= 0) & (d_loss < 0.4) & (g_loss >= 5) & (g_loss < 16.2)
-    # Guessing has a loss of ln 2 = 0.69
-    blind = (abs(d_accuracy - 0.5) < 0.05) & (abs(d_loss - 0.72) < 0.07) & (abs(g_loss - 0.7) < 0.2)
-    for hits, problem in (
+    means = (sums[VERDICT_ITERATIONS:] - sums[:-VERDICT_ITERATIONS]) / VERDICT_ITERATIONS
+    for (low, high), problem in (
         (won, "the discriminator has won, and the generator learns little more"),
         (blind, "the discriminator does not tell paintings from fakes, so no network learns"),
     ):
+        hits = ((means >= low) & (means <= high)).all(axis=1)
         if hits.any() and hits.argmax() + VERDICT_ITERATIONS > known:
             d_loss, d_accuracy, g_loss, _ = means[hits.argmax()]
             return (
