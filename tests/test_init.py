@@ -179,10 +179,11 @@ def test_init_is_refused_in_one_line(first, data, folder, output, tmp_path, prog
         ([data, first, "--fresh", "--init", first.parent / "." / "first"], "another run"),
         ([tmp_path / "large.npy", output, "--init", first], "same networks and size"),
     ):
-        line = refusal(main(*training(*options), program=program))
+        line = refusal(main(*training(*options, "--epochs", 1), program=program))
         assert words in line and "--init" in line and len(line) < 300
         assert not checkpoints(output)
-    line = refusal(main(*training(data, output, "--init", first), program=programs["more filters"]))
+    command = training(data, output, "--epochs", 1, "--init", first)
+    line = refusal(main(*command, program=programs["more filters"]))
     assert "conv2d/kernel" in line and "16" in line and "8" in line
     for job in ("--generate", "--interpolate"):
         with pytest.raises(SystemExit) as exit:
