@@ -58,7 +58,7 @@ from image_resizer import (
 )
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
-if not any(Path("/dev").glob("nvidia[0-9]*")) and not os.path.exists("/dev/dxg"):  # dxg: WSL2
+if not any(Path("/dev").glob("nvidia[0-9]*")) and not os.path.exists("/dev/dxg"):  # in WSL2
     # On a CPU, one operation at a time on all cores is as fast and needs less memory.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
@@ -104,15 +104,15 @@ Y_REAL, Y_FAKE = 1.0, 0.0  # labels: what the discriminator should say of a pain
 DATA_FILE = "cubism_data.npy"
 OUTPUT_DIR = "output"
 CHECKPOINT_SECONDS = 60  # a machine that dies loses about this much work
-CHECKPOINTS = 2  # how many are kept at least: the newest, and one in case it is damaged
+CHECKPOINTS = 2  # kept at least: the newest, and the one before it in case that is damaged
 UPLOAD_SECONDS = 300  # younger checkpoints are kept too: they may still be uploading to a bucket
 CHECKPOINTS_AT_MOST = 10
-VERDICT_ITERATIONS = 500  # how many are averaged to say that one network has won
+VERDICT_ITERATIONS = 500  # a network has won if the means of this many iterations say so
 TIMELAPSE = "training.webp"  # not a GIF: all colours instead of 256, in a smaller file
 TIMELAPSE_FRAMES, TIMELAPSE_MS = 200, 100  # previews at most; milliseconds for each
 TIMELAPSE_PIXELS = 1024  # larger previews are shown smaller
 INTERPOLATION_STEPS, INTERPOLATION_MS = 30, 40  # frames per picture; milliseconds for each
-PREVIEW_NOISE, ART_NOISE = 2**32 - 1, 2**32 - 2  # random streams; iterations use 0, 1, 2 ...
+PREVIEW_NOISE, ART_NOISE = 2**32 - 1, 2**32 - 2  # second number of the seed; iteration i uses i
 METRICS = ("discriminator_loss", "discriminator_accuracy", "generator_loss", "generator_accuracy")
 
 
@@ -208,7 +208,7 @@ def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list
 
 
 def labels_for(output: tf.Tensor, label: float | tf.Tensor) -> tf.Tensor:
-    """One label, or one for each of N pictures, as float32 in a shape that fits (N, ...)."""
+    """The label, or N labels, as float32 in a shape that broadcasts with `output` (N, ...)."""
     label, ones = tf.cast(label, tf.float32), [1] * (output.shape.rank - 1)
     return label if label.shape.rank == output.shape.rank else tf.reshape(label, (-1, *ones))
 
@@ -478,7 +478,7 @@ def fuse(model: keras.Model) -> keras.Model:
     if len(operations) == 2 and model.input_shape != model.output_shape:  # so it is called once
         options = operations[1]._inbound_nodes[-1].arguments.kwargs.values()
         sequential = operations[1] if all(option is None for option in options) else model
-    # Not a class of one's own, which may do more in its call()
+    # A subclass may do more in its call(), so it stays as it is.
     if type(sequential) is not keras.Sequential or not type(model).__module__.startswith("keras."):
         return model
     upsampling, norm = layers.UpSampling2D(), layers.BatchNormalization()
@@ -590,8 +590,8 @@ def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: i
 
 
 # ---- A run and its files --------------------------------------------------------------------
-# `Run` owns all that a run is. It writes each file whole or not at all, and touches no file that
-# is not its own: its first state, saved before iteration 0, is the proof that a folder is.
+# `Run` owns all that a run is. It writes each file whole or not at all. A folder is a run's if it
+# holds a checkpoint, saved before iteration 0; without one, no file there is touched.
 
 # What a run writes, and --generate and --interpolate; and what --fresh removes of both
 LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
@@ -607,7 +607,7 @@ START_OVER = "start over with --fresh, or use another --output"
 
 
 class Run:
-    """All that a run is: what is not in `state`, `history` or `settings` is lost when it stops.
+    """A run, all of it: only `state`, `history` and `settings` are saved, and nothing else lasts.
 
     state: every variable that an iteration uses, as networks and optimizer hold them
     history: the metrics of each iteration, float32 (iterations, 4), in the order of METRICS
@@ -626,18 +626,18 @@ class Run:
         self.fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_NOISE)
 
         image_shape = data.shape[1:]
-        with explained():
+        with errors_in_one_line():
             # Float32 copies of the networks are what is saved for people; one of them paints.
             keras.utils.clear_session()  # so that layers are numbered from 0, whatever ran before
-            self.copies = {
+            self.float32_copies = {
                 "discriminator": build_discriminator(image_shape),
                 "generator": build_generator(NOISE_SIZE, image_shape),
             }
-            for name, network in self.copies.items():
+            for name, network in self.float32_copies.items():
                 if not hasattr(network, "output_shape"):  # a class of one's own
                     advice = "return keras.Model(x, network(x)) of it, with x = keras.Input(...)"
                     raise UserError(f"build_{name} returns a model without shapes; {advice}")
-            self.paint = build_painter(self.copies["generator"])
+            self.paint = build_painter(self.float32_copies["generator"])
             keras.utils.clear_session()  # again, so that the networks' layers have the same names
             keras.utils.set_random_seed(args.seed)  # of the initial weights and of dropout
             keras.config.set_dtype_policy(args.precision)
@@ -647,14 +647,14 @@ class Run:
                 problem = f"build_generator makes pictures of {made}, the data's are {image_shape}"
                 raise UserError(f"{problem}; change it, or make data of that size")
             built = build_iteration(self.generator, self.discriminator)
-            self.iteration, *self.owners = keras.tree.flatten(built)
+            self.iteration, *self.others = keras.tree.flatten(built)
             keras.config.set_dtype_policy("float32")
-        for copy in self.copies.values():
+        for copy in self.float32_copies.values():
             check_saveable(copy)
 
         sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
         options = ("batch_size", "save_freq", "seed", "precision")
-        program = self.copies | {f"optimizer {i}": o for i, o in enumerate(self.owners, 1)}
+        program = self.float32_copies | {f"optimizer {i}": o for i, o in enumerate(self.others, 1)}
         self.settings = {
             "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
             "the shape of a picture": image_shape,
@@ -701,7 +701,7 @@ class Run:
         else:
             self.compile_iteration()
             if self.args.init:
-                self.begin_as(Path(self.args.init))
+                self.take_networks_of(Path(self.args.init))
             self.claim_folder()
             self.save_state()
         if self.args.tensorboard:
@@ -715,16 +715,16 @@ class Run:
         shapes = self.discriminator.input_shape[1:], (NOISE_SIZE,)
         batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
         before = repr((np.random.get_state(), random.getstate()))
-        with explained():
+        with errors_in_one_line():
             compiled = self.iteration.get_concrete_function(*batch)
-        owners = [self.discriminator, self.generator, *self.owners]
+        owners = [self.discriminator, self.generator, *self.others]
         # The discriminator's variables include the random state of its dropout layers.
         self.state = [variable for owner in owners for variable in variables_of(owner)]
-        saved = {id(variable.handle) for variable in self.state}
+        known = {id(variable.handle) for variable in self.state}
         used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
         advice = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
-        if lost := sum(id(handle) not in saved for handle in used):
-            names = {v.name for v in compiled.graph.variables if id(v.handle) not in saved}
+        if lost := sum(id(handle) not in known for handle in used):
+            names = {v.name for v in compiled.graph.variables if id(v.handle) not in known}
             problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
             owner = "an optimizer, a model, a SeedGenerator of keras.random"
             raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
@@ -734,7 +734,7 @@ class Run:
         if before != repr((np.random.get_state(), random.getstate())):
             problem = "random numbers of Python or numpy would be drawn once for all iterations"
             raise UserError(f"{problem}; {advice}")
-        for name in self.copies:
+        for name in self.float32_copies:
             leaves = [each for each in getattr(self, name)._flatten_layers() if not each._layers]
             if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
                 say(f"{name}: frozen layers stay as they are: {', '.join(frozen)}")
@@ -743,13 +743,15 @@ class Run:
         """Raise UserError, naming what differs, unless the run there is the same as this one."""
         init = saved.setdefault("--init", None)  # states of earlier versions have none
         if not self.args.init or (isinstance(init, dict) and init.get("run") == self.args.init):
-            self.settings["--init"] = init  # it has done its work
+            self.settings["--init"] = init  # the networks were taken over when the run began
         ignored = {"keras", "variables"}
         if saved.get("keras") != keras.__version__:
             ignored.add("program")  # another version may word it otherwise
         now = json.loads(self.settings_as_json())
         names = [name for name in now if name in saved and name not in ignored]
-        old, new = ({k: v for n in names for k, v in flat(each[n], n)} for each in (saved, now))
+        old, new = (
+            {k: v for n in names for k, v in flattened(each[n], n)} for each in (saved, now)
+        )
         changed = [name for name in old | new if old.get(name) != new.get(name)]
         # Of a layer that only one of them has, its class says enough: the rest comes last.
         changed.sort(key=lambda n: not ((n in old and n in new) or n.endswith(" class_name")))
@@ -765,7 +767,7 @@ class Run:
         """The settings as text; of an object in a layer's configuration, only its type."""
         return json.dumps(self.settings, default=lambda value: type(value).__name__)
 
-    def begin_as(self, other: Path) -> None:
+    def take_networks_of(self, other: Path) -> None:
         """Take over the networks of another run, and the optimizer's variables where they fit.
 
         Raises UserError if there is no such run, or its networks have other shapes.
@@ -821,7 +823,7 @@ class Run:
         check_finite(self.history, self.state)
         if text := verdict(self.history, known):
             say(text)
-        for name, copy in self.copies.items():
+        for name, copy in self.float32_copies.items():
             copy.set_weights(getattr(self, name).get_weights())
             copy.name = f"{name}-{self.epoch}"  # --generate names pictures after it
 
@@ -830,14 +832,14 @@ class Run:
         self.update()
         *_, path = self.previews().values()
         with replace_file(path.with_suffix(".keras")) as temporary:
-            self.copies["generator"].save(temporary)
+            self.float32_copies["generator"].save(temporary)
         save_images(path, self.paint(self.fixed_noise))
         self.write_log()
 
     def save(self) -> None:
         """Save everything that resuming needs, and the newest networks and metrics for people."""
         self.update()
-        for name, copy in self.copies.items():
+        for name, copy in self.float32_copies.items():
             with replace_file(self.output / f"{name}.keras") as temporary:
                 copy.save(temporary)
         table = np.column_stack([np.arange(self.epoch), self.history])
@@ -901,7 +903,7 @@ class Run:
         return 0
 
 
-def flat(record: Any, name: str) -> Iterator[tuple[str, Any]]:
+def flattened(record: Any, name: str) -> Iterator[tuple[str, Any]]:
     """A nested record as pairs: a name in words, such as "generator conv2d filters"; a value."""
     if isinstance(record, list):
         configs = [isinstance(each, dict) and each.get("config") for each in record]
@@ -913,7 +915,7 @@ def flat(record: Any, name: str) -> Iterator[tuple[str, Any]]:
         return
     for key, value in record.items():
         if key not in ("module", "registered_name", "build_config", "shared_object_id"):
-            yield from flat(value, name if key in ("config", "layers") else f"{name} {key}")
+            yield from flattened(value, name if key in ("config", "layers") else f"{name} {key}")
 
 
 def in_words(value: Any) -> str:
@@ -937,8 +939,8 @@ def path_of(variable: keras.Variable | tf.Variable) -> str:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """Tell what is wrong with edited networks or an edited iteration in one line: a UserError."""
+def errors_in_one_line() -> Iterator[None]:
+    """Turn an error in an edited network or iteration into a UserError of one line."""
     try:
         yield
     except (UserError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
@@ -1030,7 +1032,7 @@ def remove_old_states(saved: Path) -> None:
     """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
     states = checkpoint_paths(saved.parent.parent)
     good = [path for path in states if path.stem <= saved.stem]
-    # Later ones are damaged, or we would have resumed from them. They go when two are good.
+    # Those after `saved` are damaged, or the run would have resumed from them.
     damaged = states[: -len(good)]
     now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
     for place, path in enumerate(good + damaged):
@@ -1137,7 +1139,7 @@ def build_painter(generator: keras.Model) -> Callable[[Iterable], Iterator[np.nd
 
 
 def open_preview(path: Path) -> Image.Image | None:
-    """Open a preview. One that was deleted is None; one that is damaged as well, with a warning."""
+    """Open a preview: None if it was deleted or, with a warning, if it is damaged."""
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
@@ -1180,7 +1182,7 @@ def save_timelapse(path: Path, previews: list[Path]) -> None:
 
 
 def open_generator(path: Path) -> keras.Model:
-    """Open a generator that anyone may have made. Raises UserError if it is none, or OSError."""
+    """Open a generator of any origin. Raises UserError if it is none, OSError if it cannot."""
     path.open("rb").close()  # outside the try: a disk error is not a damaged file
     try:
         generator = keras.models.load_model(path, compile=False)
@@ -1188,7 +1190,7 @@ def open_generator(path: Path) -> keras.Model:
             case (_, int()), (_, _, _, 1 | 3):
                 pass
             case _:
-                raise ValueError("not a generator, which makes pictures of vectors of noise")
+                raise ValueError("not a generator: it does not turn vectors of noise into pictures")
         if not all(np.isfinite(weights).all() for weights in generator.get_weights()):
             raise ValueError("it holds weights that are not finite")
     except (tf.errors.ResourceExhaustedError, MemoryError):
@@ -1224,15 +1226,17 @@ def paint(args: argparse.Namespace) -> int:
     pictures = build_painter(generator)(noise)
     pictures = track(pictures, "Painting", count, disable=not is_terminal())
     with lock_folder(output / "art", wait=True):
-        for left in find_files(output, ART_FILES, unfinished=True):
-            left.unlink()
+        for unfinished in find_files(output, ART_FILES, unfinished=True):
+            unfinished.unlink()
         if args.interpolate:
             if list(numbers) != list(range(1, len(numbers) + 1)):
                 name += "".join(f"-{number}" for number in numbers)
-            path = output / f"interpolation-{name:.200}.webp"
+            animation = output / f"interpolation-{name:.200}.webp"
             frames = (Image.fromarray(picture.squeeze()).convert("RGB") for picture in pictures)
-            save_animation(path, frames, INTERPOLATION_MS, f"a loop through pictures of {path}")
-            say(f"{path}: a loop of {count} pictures")
+            save_animation(
+                animation, frames, INTERPOLATION_MS, f"a loop through pictures of {path}"
+            )
+            say(f"{animation}: a loop of {count} pictures")
             return 0
         grid = list(itertools.islice(pictures, PREVIEW_COUNT))
         for number, picture in enumerate(itertools.chain(grid, pictures), 1):
@@ -1257,7 +1261,7 @@ def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def select_device(args: argparse.Namespace) -> str:
-    """Choose the device before TensorFlow first uses it; returns its name. Warns of a slow one.
+    """Choose the device before TensorFlow first uses it; returns its name. Warns if it is slow.
 
     Raises UserError if training would use the CPU by accident.
     """
@@ -1347,7 +1351,7 @@ class ProgressLine(Progress):
             self.console.show_cursor()
 
     def stop(self) -> None:
-        """Leave the bar as it is."""
+        """Stop, and leave the bar on the screen."""
         with tolerate("stdout"):
             super().stop()
 
@@ -1410,20 +1414,22 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     text = "Train a GAN that paints; the same command resumes where it stopped."
     parser = argparse.ArgumentParser(description=text, epilog="Defaults are in parentheses.")
     add = parser.add_argument
-    from_0, from_1 = (partial(whole_number, least=least) for least in (0, 1))
+    from_zero, from_one = (partial(whole_number, least=least) for least in (0, 1))
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     data = "pictures, made by image_resizer.py (%(default)s)"
     add("--data", type=file_name, default=DATA_FILE, help=data)
     output = "folder for all that a run writes (%(default)s)"
     add("--output", type=file_name, default=OUTPUT_DIR, help=output)
-    add("--epochs", type=from_1, default=EPOCHS, help="iterations (%(default)s)")
+    add("--epochs", type=from_one, default=EPOCHS, help="iterations (%(default)s)")
     batch = "pictures per iteration (%(default)s)"
-    add("--batch-size", type=from_1, default=BATCH_SIZE, help=batch)
-    add("--save-freq", type=from_1, default=SAVE_FREQ, help="iterations per preview (%(default)s)")
+    add("--batch-size", type=from_one, default=BATCH_SIZE, help=batch)
+    add(
+        "--save-freq", type=from_one, default=SAVE_FREQ, help="iterations per preview (%(default)s)"
+    )
     kept = f"the newest {CHECKPOINTS} and those of the last {UPLOAD_SECONDS} seconds are kept"
     seconds = f"seconds between checkpoints (%(default)s); {kept}"
-    add("--checkpoint-seconds", type=from_0, default=CHECKPOINT_SECONDS, help=seconds)
-    add("--seed", type=from_0, default=0, help="random seed (%(default)s)")
+    add("--checkpoint-seconds", type=from_zero, default=CHECKPOINT_SECONDS, help=seconds)
+    add("--seed", type=from_zero, default=0, help="random seed (%(default)s)")
     faster = "half precision may be faster (%(default)s)"
     add("--precision", choices=precisions, default="float32", help=faster)
     begin = "begin a new run with the networks of the run in that folder, which is only read"
@@ -1431,7 +1437,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
     jobs = parser.add_mutually_exclusive_group()
     jobs.add_argument("--fresh", action="store_true", help="remove the run in --output, start over")
-    jobs.add_argument("--generate", type=from_1, metavar="N", help="paint N new pictures")
+    jobs.add_argument("--generate", type=from_one, metavar="N", help="paint N new pictures")
     loop = "animate a loop through N new pictures, or through those of the numbers 3,17,42"
     jobs.add_argument("--interpolate", type=picture_numbers, metavar="N", help=loop)
     source = "paint with the generator of preview N, or with that file"
