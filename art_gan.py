@@ -70,9 +70,9 @@ for library in itertools.chain(*(f.glob("cusolver/lib/libcusolver.so.*") for f i
     with contextlib.suppress(OSError):  # then TensorFlow says what is missing
         ctypes.CDLL(str(library))
 
-# TensorFlow's lines about GPUs, for which it has no switch, look like errors to newcomers. So they
-# are set aside, and shown if it fails, if no GPU is found where one should be, or on demand.
-# 2 would show harmless errors on a GPU
+# TensorFlow's lines about GPUs look like errors to newcomers, and it has no switch for them. So
+# they go to a file, and are shown if the import fails, if no GPU is found where one should be, or
+# if TF_CPP_MIN_LOG_LEVEL is set below 3. (At 2, a working GPU still shows harmless errors.)
 SHOW_LINES = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") < "3"
 TENSORFLOW_LINES = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
 screen = os.dup(2)
@@ -149,7 +149,8 @@ def build_generator(noise_size: int, image_shape: tuple[int, int, int]) -> keras
     """The article's generator: noise (N, noise_size) -> pictures (N, *image_shape) in -1..1."""
     model = keras.Sequential([keras.Input((noise_size,))], name="generator")
 
-    # The article begins with 4 x 4 pixels and doubles them 2 + GENERATE_RES times, 3 for 128 px.
+    # The article begins with 4 x 4 pixels and doubles them 2 + GENERATE_RES times. Its
+    # GENERATE_RES is 3, for 128 px: five doublings.
     height, width, channels = image_shape
     times = doublings(height, width)
     height, width = height >> times, width >> times
@@ -187,7 +188,7 @@ def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.
     """The article's combined model: noise -> generator -> discriminator -> P(painting), (N, 1)."""
     # The article sets `discriminator.trainable = False` here. Since Keras 3 that line also stops
     # the discriminator's own training, without a warning. Here nothing is frozen, but the
-    # generator's step changes the generator's weights only.
+    # generator's step trains the generator's weights only.
     noise = keras.Input(generator.input_shape[1:])
     return keras.Model(noise, discriminator(generator(noise)), name="combined")
 
@@ -221,7 +222,11 @@ def binary_crossentropy(label: float | tf.Tensor, probability: tf.Tensor) -> tf.
 
 
 def loss_and_gradients(
-    model: keras.Model, x: tf.Tensor, label: tf.Tensor, trained: keras.Model, scale_loss: Callable
+    model: keras.Model,
+    x: tf.Tensor,
+    label: float | tf.Tensor,
+    trained: keras.Model,
+    scale_loss: Callable,
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """Run `model` on x in training mode; differentiate by the weights of `trained`, a part of it.
 
@@ -313,7 +318,7 @@ def train(args: argparse.Namespace) -> int:
                 if last or time.monotonic() - run.saved_at >= args.checkpoint_seconds:
                     run.save()
                 if stop:
-                    again = "the same command" + " without --fresh" * args.fresh
+                    again = "the same command without --fresh" if args.fresh else "the same command"
                     say(f"Stopped after {run.epoch} of {args.epochs} iterations; {again} resumes")
                     return 128 + signals[0]
         return run.finish()
@@ -343,7 +348,7 @@ def upsampled_conv2d_transposed(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor
 
 @tf.custom_gradient
 def add_bias(y: tf.Tensor, bias: tf.Tensor) -> tuple:
-    """y (N, H, W, F) + bias (F,), whose gradient is exact in half precision, too."""
+    """y (N, H, W, F) + bias (F,), whose gradient is summed in float32, also in half precision."""
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels = tf.reshape(dy, (-1, dy.shape[-1]))
@@ -567,7 +572,7 @@ def load_data(path: str) -> np.ndarray:
     shape = data.shape[1:]
     fits = len(shape) == 3 and shape[2] in (1, 3) and doublings(*shape[:2])
     if not (data.size and fits and np.issubdtype(data.dtype, np.floating)):
-        wanted = "floating point of shape (pictures, height, width, 1 or 3), in one of its sizes"
+        wanted = "floating point of shape (pictures, height, width, 1 or 3) in a size that it makes"
         raise bad_data(path, f"holds {data.dtype} of shape {data.shape}, not {wanted}")
     sample = data[evenly_spaced(len(data), 256)]
     check_range(sample, path)
@@ -601,7 +606,8 @@ RUN_FILES = re.compile(
 )
 ART_FILES = re.compile(r"art/[\w.-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w.-]+\.webp")
 FRESH_FILES = re.compile(
-    rf"{RUN_FILES.pattern}|(art/|interpolation-)(generator|trained)-\d+-seed\d+.+"
+    rf"{RUN_FILES.pattern}|art/(generator|trained)-\d+-seed\d+-(\d{{4,}}|grid)\.png|"
+    r"interpolation-(generator|trained)-\d+-seed\d+[\d-]*\.webp"
 )
 START_OVER = "start over with --fresh, or use another --output"
 
@@ -615,12 +621,13 @@ class Run:
     """
 
     def __init__(self, args: argparse.Namespace, data: np.ndarray) -> None:
-        """Build the networks; nothing is read or written. Raises UserError if they do not fit."""
+        """Build the networks; --output is not touched. Raises UserError if they do not fit."""
         if args.tensorboard and not importlib.util.find_spec("tensorboard"):
             raise UserError("--tensorboard needs one more package: pip install tensorboard")
         self.args, self.output = args, Path(args.output)
         self.history = np.empty((0, len(METRICS)), np.float32)
         self.pending: list[tf.Tensor] = []  # metrics still on the device, not in the history yet
+        self.state: list[keras.Variable] = []  # known when the iteration is compiled
         self.log, self.logged = None, 0  # the TensorBoard log; how many iterations are in it
         self.saved_at = time.monotonic()
         self.fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_NOISE)
@@ -722,12 +729,12 @@ class Run:
         self.state = [variable for owner in owners for variable in variables_of(owner)]
         known = {id(variable.handle) for variable in self.state}
         used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
-        advice = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
         if lost := sum(id(handle) not in known for handle in used):
             names = {v.name for v in compiled.graph.variables if id(v.handle) not in known}
             problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
             owner = "an optimizer, a model, a SeedGenerator of keras.random"
             raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
+        advice = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
         operations = compiled.graph.get_operations()
         if any(o.op_def.is_stateful and o.type.startswith("Random") for o in operations):
             raise UserError(f"the iteration uses tf.random, whose state is not saved; {advice}")
@@ -813,7 +820,7 @@ class Run:
             say(f"--fresh removed from {self.output}: {names}")
 
     def update(self) -> None:
-        """Fetch the pending metrics, and give the float32 copies today's weights.
+        """Fetch the pending metrics, and give the float32 copies the current weights.
 
         Says, once, if one network has won. Raises UserError if something is not finite.
         """
@@ -856,7 +863,7 @@ class Run:
         as_json = self.settings_as_json()
         np.savez(file, *(v.numpy() for v in self.state), metrics=self.history, settings=as_json)
         path = self.output / "checkpoint" / f"{self.epoch:08}.npz"
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         with replace_file(path) as temporary:
             temporary.write_bytes(file.getbuffer())
         remove_old_states(path)
@@ -925,7 +932,8 @@ def in_words(value: Any) -> str:
 
 def configuration(owner: Any) -> dict:
     """The class and the Keras configuration, if it has one, of a network or an optimizer."""
-    return {"class": type(owner).__name__, **getattr(owner, "get_config", dict)()}
+    config = owner.get_config() if hasattr(owner, "get_config") else {}
+    return {"class": type(owner).__name__, **config}
 
 
 def variables_of(owner: Any) -> list:
@@ -1458,7 +1466,9 @@ def main(argv: list[str] | None = None) -> int:
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
     job = paint if args.generate or args.interpolate else train
-    again = "the same command without --fresh" if args.fresh else "the same command again"
+    again = "the same command again"
+    if args.fresh:
+        again += ", without --fresh once it has removed the old run"
     try:
         return job(args)
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save

@@ -232,7 +232,7 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
         left, top = (picture.width - part[0]) // 2, (picture.height - part[1]) // 2
         picture = picture.crop((left, top, left + part[0], top + part[1]))
     picture = picture.convert("L") if channels == 1 else picture
-    picture = picture.resize((width, height), Image.Resampling.LANCZOS)  # once "ANTIALIAS"
+    picture = picture.resize((width, height), Image.Resampling.LANCZOS)  # the article's ANTIALIAS
     return np.asarray(picture).reshape(shape)
 
 
@@ -248,7 +248,7 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
         start = file.read(4096)
         file.seek(0)
         try:
-            jpeg = start.startswith(b"\xff\xd8")  # opened so, it may be large, or an .mpo
+            jpeg = start.startswith(b"\xff\xd8")  # as a JPEG: draft() can shrink a large one; .mpo
             image = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file)
             if image.format in STUBS:
                 raise Image.UnidentifiedImageError

@@ -1,6 +1,7 @@
 """What a run prints, and consoles that fail: neither changes how a run ends."""
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -280,6 +281,13 @@ def test_tensorboard_shows_a_finished_run(data, whole, output, main):
 
 
 @slow
+def test_tensorboard_is_optional(data, output, main, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    line = refusal(main(*training(data, output, "--tensorboard")))
+    assert line.endswith("--tensorboard needs one more package: pip install tensorboard")
+    assert not list(output.glob("*"))
+
+
 def test_a_full_disk_ends_the_tensorboard_log_and_not_the_run(
     data, whole, output, main, monkeypatch
 ):
@@ -308,7 +316,7 @@ def test_out_of_memory(error, main, monkeypatch):
     monkeypatch.setattr(tiny, "train", train)
     monkeypatch.setattr(tiny, "paint", lambda args: train(args))
     line, painting = refusal(main("--fresh")), refusal(main("--generate", 1))
-    assert "out of memory; stop other programs, then run the same command without --fresh" in line
+    assert "out of memory; stop other programs, then run the same command again, without" in line
     assert "a new run, in another --output, can use a smaller --batch-size" in line
     assert painting.endswith("out of memory; stop other programs, then run the same command again")
 

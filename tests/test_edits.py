@@ -96,48 +96,57 @@ def test_noisy_labels_are_other_ones_in_each_iteration(data, output, tmp_path, m
 # ---- A resumed run is the same program ----
 
 BATCH_NORM = "model.add(layers.BatchNormalization(momentum=0.8))"
+SCHEDULE = "FusedAdam(keras.optimizers.schedules.ExponentialDecay(1e-3, 9, 0.9), beta_1=0.5)"
 DIFFERENCES = {
-    "label smoothing": [(LABELS, "Y_REAL, Y_FAKE = 0.9, 0.0"), "labels was [1.0, 0.0], is [0.9"],
-    "learning rate": [(OPTIMIZER, "optimizer = FusedAdam(1e-2, beta_1=0.5)"), "rate was 0.00015"],
-    "schedule": [
-        ("FusedAdam(1.5e-4", "FusedAdam(keras.optimizers.schedules.ExponentialDecay(1e-3, 9, 0.9)"),
-        "learning_rate",
-    ],
-    "beta": [("beta_1=0.5", "beta_1=0.9"), "beta_1 was 0.5, is 0.9"],
-    "clipping": [("beta_1=0.5", "beta_1=0.5, clipnorm=1.0"), "clipnorm was None, is 1"],
-    "another optimizer": [(OPTIMIZER, "optimizer = keras.optimizers.RMSprop(1e-4)"), "optimizer"],
-    "another Adam": [(OPTIMIZER, "optimizer = keras.optimizers.Adamax(1.5e-4, 0.5)"), "optimizer"],
-    "slope": [in_discriminator(("LeakyReLU(0.2)", "LeakyReLU(0.3)")), "slope was 0.2, is 0.3"],
-    "activation": [in_generator(('"relu"', '"elu"')), "activation was relu, is elu"],
-    "dropout": [in_discriminator(("0.25", "0.4")), "rate was 0.25, is 0.4"],
-    "momentum": [in_discriminator(("0.8", "0.9")), "momentum was 0.8, is 0.9"],
-    "initializer": [
-        in_discriminator(("strides=4,", "strides=4, kernel_initializer='he_normal',")),
-        "discriminator conv2d kernel_initializer",
-    ],
-    "filters": [in_discriminator(("Conv2D(8", "Conv2D(16")), "filters was 8, is 16"],
-    "another layer": [
-        in_discriminator((LAST, f"    model.add(layers.Reshape((1,)))\n{LAST}")),
-        "disc",
-    ],
-    "another normalization": [
-        in_generator((BATCH_NORM, "model.add(layers.GroupNormalization(4))")),
-        "class_name was BatchNormalization",
-    ],
-    "regularizer": [
-        in_discriminator(("strides=4,", "strides=4, kernel_regularizer='l2',")),
-        "kernel_regularizer",
-    ],
-    "noise size": [("NOISE_SIZE = 100", "NOISE_SIZE = 50"), "the noise size was 100, is 50"],
+    "labels and noise": (
+        [(LABELS, "Y_REAL, Y_FAKE = 0.9, 0.0"), ("NOISE_SIZE = 100", "NOISE_SIZE = 50")],
+        ["labels was [1.0, 0.0], is [0.9, 0.0]", "the noise size was 100, is 50"],
+    ),
+    "settings of Adam": (
+        [(OPTIMIZER, "optimizer = FusedAdam(1e-2, beta_1=0.9, clipnorm=1.0)")],
+        ["rate was 0.00015, is 0.01", "beta_1 was 0.5, is 0.9", "clipnorm was None, is 1"],
+    ),
+    "schedule": ([(OPTIMIZER, f"optimizer = {SCHEDULE}")], ["learning_rate was 0.00015"]),
+    "RMSprop": (
+        [(OPTIMIZER, "optimizer = keras.optimizers.RMSprop(1e-4)")],
+        ["optimizer 1 class was FusedAdam, is RMSprop"],
+    ),
+    "the discriminator's numbers": (
+        [in_discriminator(("LeakyReLU(0.2)", "LeakyReLU(0.3)"), ("0.25", "0.4"), ("0.8", "0.9"))],
+        ["slope was 0.2, is 0.3", "rate was 0.25, is 0.4", "momentum was 0.8, is 0.9"],
+    ),
+    "activation": ([in_generator(('"relu"', '"elu"'))], ["activation was relu, is elu"]),
+    "filters and their beginning": (
+        [
+            in_discriminator(
+                ("Conv2D(8", "Conv2D(16"),
+                ("strides=4,", "strides=4, kernel_initializer='he_normal',"),
+            )
+        ],
+        ["conv2d filters was 8, is 16", "kernel_initializer"],
+    ),
+    "regularizer": (
+        [in_discriminator(("strides=4,", "strides=4, kernel_regularizer='l2',"))],
+        ["discriminator conv2d kernel_regularizer"],
+    ),
+    "another layer": (
+        [in_discriminator((LAST, f"    model.add(layers.Reshape((1,)))\n{LAST}"))],
+        ["discriminator reshape", "is Reshape"],
+    ),
+    "another normalization": (
+        [in_generator((BATCH_NORM, "model.add(layers.GroupNormalization(4))"))],
+        ["class_name was BatchNormalization", "is GroupNormalization"],
+    ),
 }
 
 
-@pytest.mark.parametrize(("edit", "difference"), DIFFERENCES.values(), ids=DIFFERENCES)
-def test_an_edited_run_is_not_resumed(edit, difference, there, data, tmp_path, main):
+@pytest.mark.parametrize(("edits", "differences"), DIFFERENCES.values(), ids=DIFFERENCES)
+def test_an_edited_run_is_not_resumed(edits, differences, there, data, tmp_path, main):
     before = contents(there)
-    program = edited(tmp_path, edit)
+    program = edited(tmp_path, *edits)
     line = refusal(main(*training(data, there, "--epochs", 4), program=program))
-    assert difference in line and "--fresh" in line and "--init" in line
+    for difference in (*differences, "--fresh", "--init"):
+        assert difference in line
     assert len(line) < 700
     assert contents(there) == before
 
@@ -152,7 +161,7 @@ def test_the_same_program_is_resumed(there, base, data, tmp_path, main):
 
 def old_settings(settings):
     """What a state held before it recorded the program."""
-    names = ("the data", "the noise size", "--batch_size", "--save-freq", "--seed", "--precision")
+    names = ("the data", "the noise size", "--batch-size", "--save-freq", "--seed", "--precision")
     kept = {name: value for name, value in settings.items() if name in names}
     return kept | {"the picture size": 32}
 
@@ -289,36 +298,58 @@ def binary_crossentropy(label, probability):
 """
 NO_SIGMOID = in_discriminator(('activation="sigmoid", ', ""))
 PATCHES = in_discriminator(("    model.add(layers.Flatten())\n", ""))
+CRITIC = [NO_SIGMOID, (LABELS, "Y_REAL, Y_FAKE = 1.0, -1.0")]
 EDITS = {
     "two optimizers": [*TWO_OPTIMIZERS, (RETURN, "return iteration, fast, slow")],
-    "averaged generator": [*AVERAGE, (RETURN, f"{RETURN}, average")],
-    "averaged weights": [*AVERAGE, (RETURN, f"{RETURN}, average.weights")],
-    "noisy labels": [NOISY, SEEDS, (RETURN, f"{RETURN}, seeds")],
-    "a generator of TensorFlow": [
-        in_iteration("y_real = seeds.uniform((4, 1), 0.8, 1.0)"),
-        (LABEL, f"{LABEL}    seeds = tf.random.Generator.from_seed(7)\n"),
+    "averaged generator, schedule": [
+        *AVERAGE,
+        (OPTIMIZER, f"optimizer = {SCHEDULE}"),
+        (RETURN, f"{RETURN}, average"),
+    ],
+    "averaged weights, averaging optimizer": [
+        *AVERAGE,
+        ("beta_1=0.5", "beta_1=0.5, use_ema=True"),
+        (RETURN, f"{RETURN}, average.weights"),
+    ],
+    "noisy labels, AdamW": [
+        NOISY,
+        SEEDS,
+        (OPTIMIZER, "optimizer = keras.optimizers.AdamW(1e-3, clipnorm=1.0)"),
         (RETURN, f"{RETURN}, seeds"),
     ],
-    "a counter": [
-        in_iteration("count.assign_add(1.0)\ny_real = 1 - 0.2 / count"),
-        (LABEL, f"{LABEL}    count = tf.Variable(0.0)\n"),
-        (RETURN, f"{RETURN}, count"),
+    "variables of TensorFlow, SGD": [
+        in_iteration("count.assign_add(1.0)\ny_real = 1 - seeds.uniform((4, 1), 0.0, 0.2) / count"),
+        (
+            LABEL,
+            f"{LABEL}    seeds = tf.random.Generator.from_seed(7)\n    count = tf.Variable(0.0)\n",
+        ),
+        (OPTIMIZER, "optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)"),
+        (RETURN, f"{RETURN}, {{'seeds': seeds, 'count': count}}"),
     ],
-    "schedule": [DIFFERENCES["schedule"][0]],
-    "AdamW": [(OPTIMIZER, "optimizer = keras.optimizers.AdamW(1e-3, clipnorm=1.0)")],
-    "SGD": [(OPTIMIZER, "optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)")],
-    "averaging optimizer": [("beta_1=0.5", "beta_1=0.5, use_ema=True")],
-    "functional": [FUNCTIONAL],
+    "functional, LSGAN": [
+        FUNCTIONAL,
+        LOSS.format("tf.reduce_mean((label - probability) ** 2)"),
+        NO_SIGMOID,
+    ],
     "article": ARTICLE,
-    "a model of one's own": [OWN_MODEL],
-    "a layer of one's own": [OWN_LAYER],
-    "spectral normalization": [
+    "a model of one's own, WGAN": [
+        OWN_MODEL,
+        LOSS.format("-tf.reduce_mean(label * probability)"),
+        *CRITIC,
+    ],
+    "a layer of one's own, hinge": [
+        OWN_LAYER,
+        LOSS.format("tf.reduce_mean(tf.nn.relu(1 - label * probability))"),
+        *CRITIC,
+    ],
+    "spectral normalization, no tanh": [
         in_discriminator(
             ("layers.Conv2D(", "layers.SpectralNormalization(layers.Conv2D("),
             ('padding="same")', 'padding="same"))'),
-        )
+        ),
+        in_generator(('    model.add(layers.Activation("tanh", dtype="float32"))\n', "")),
     ],
-    "other layers": [
+    "other layers, Keras' loss": [
         in_discriminator((BATCH_NORM, "model.add(layers.LayerNormalization())")),
         in_generator(
             (BATCH_NORM, "model.add(layers.GroupNormalization(4))"),
@@ -327,47 +358,31 @@ EDITS = {
                 "Conv2DTranspose(8, kernel_size=4, strides=2",
             ),
         ),
+        LOSS.format("keras.losses.BinaryCrossentropy()(0 * probability + label, probability)"),
     ],
     "patches": [PATCHES, (LABELS, "Y_REAL, Y_FAKE = np.full((4, 1), 0.9), np.zeros(4)")],
-    "LSGAN": [LOSS.format("tf.reduce_mean((label - probability) ** 2)"), NO_SIGMOID],
-    "WGAN": [
-        LOSS.format("-tf.reduce_mean(label * probability)"),
-        NO_SIGMOID,
-        (LABELS, "Y_REAL, Y_FAKE = 1.0, -1.0"),
-    ],
-    "hinge": [
-        LOSS.format("tf.reduce_mean(tf.nn.relu(1 - label * probability))"),
-        NO_SIGMOID,
-        (LABELS, "Y_REAL, Y_FAKE = 1.0, -1.0"),
-    ],
-    "Keras' loss": [
-        LOSS.format("keras.losses.BinaryCrossentropy()(0 * probability + label, probability)")
-    ],
-    "without tanh": [
-        in_generator(('    model.add(layers.Activation("tanh", dtype="float32"))\n', ""))
-    ],
 }
 
 
 @pytest.mark.parametrize("edits", EDITS.values(), ids=EDITS)
 def test_an_edited_run_resumes_exactly(edits, data, output, tmp_path, main):
     program = edited(tmp_path, *edits)
-    command = training(data, output, "--epochs", 4)
+    command = training(data, output, "--epochs", 3)
     result = main(*command, "--checkpoint-seconds", 0, program=program)
     assert result.returncode == 0, result.stderr
-    assert "warning" not in result.stderr
+    assert not result.stderr
     whole = arrays(checkpoints(output)[-1])
-    for path in checkpoints(output)[3:]:
+    for path in checkpoints(output)[2:]:
         path.unlink()
     result = main(*command, program=program)
-    assert "Resuming from iteration 2" in result.stdout, result.stderr
+    assert "Resuming from iteration 1" in result.stdout, result.stderr
     resumed = arrays(checkpoints(output)[-1])
     assert list(resumed) == list(whole)
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     assert main(*command, "--generate", 2, program=program).returncode == 0
     names = sorted(path.name for path in (output / "art").iterdir())
-    assert names == [f"generator-4-seed0-{each}.png" for each in ("0001", "0002", "grid")]
+    assert names == [f"generator-3-seed0-{each}.png" for each in ("0001", "0002", "grid")]
 
 
 def test_the_second_of_two_optimizers_is_in_the_record(data, output, tmp_path, main):

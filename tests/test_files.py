@@ -74,17 +74,6 @@ def test_a_full_disk_while_painting(job, name, generator, start):
     assert "checkpoint" not in line and not leftovers(generator)
 
 
-def test_a_full_disk_ends_the_tensorboard_log_and_not_the_run(data, whole, output, start):
-    """... when it is the log that finds no room."""
-    options = training(data, output, "--epochs", 6, "--tensorboard")
-    process = start(*options, rooms={"trained-1.keras": 40_000})
-    if process.wait() == 0:
-        shutil.rmtree(output / "logs")
-        assert_same_end(output, whole[0])
-    else:
-        assert "Traceback" not in process.printed and "File too large" in process.printed
-
-
 # ---- Power cuts -----------------------------------------------------------------------------
 
 

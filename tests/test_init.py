@@ -67,15 +67,16 @@ def other_data(folder):
 
 
 CHANGES = {
-    "batch size": ("as it is", ["--batch-size", 8]),
-    "mixed_bfloat16": ("as it is", ["--precision", "mixed_bfloat16"]),
+    "batch size, pictures, rate": (
+        "another learning rate",
+        ["--batch-size", 8, "--data", "more", "--seed", 5, "--save-freq", 3],
+    ),
+    "mixed_bfloat16, other pictures, slope": (
+        "another slope",
+        ["--precision", "mixed_bfloat16", "--data", "other"],
+    ),
     "mixed_float16": ("as it is", ["--precision", "mixed_float16"]),
-    "more pictures": ("as it is", ["--data", "more"]),
-    "other pictures": ("as it is", ["--data", "other"]),
-    "seed and previews": ("as it is", ["--seed", 5, "--save-freq", 3]),
-    "learning rate": ("another learning rate", []),
     "optimizer": ("another optimizer", []),
-    "slope": ("another slope", []),
     "dropout": ("another dropout", []),
 }
 

@@ -278,6 +278,7 @@ def test_fresh_starts_over(halfway, data, whole, start):
     kept += ("checkpoint/model.safetensors", "checkpoint/123456789.npz")
     kept += ("checkpoint/x/00000001.npz", "logs/events.out.tfevents.1.host.2.0.v2")
     kept += ("art/mine.png", "art/generator-best-seed0-0001.png", "interpolation-mine-seed0.webp")
+    kept += ("art/generator-3-seed0-0001-edited.psd", "interpolation-generator-3-seed0-cut.webp")
     kept += (".part-notes.txt", "checkpoint/.part-1")
     for name in (*ours, *kept):
         (halfway / name).parent.mkdir(parents=True, exist_ok=True)

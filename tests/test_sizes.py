@@ -32,7 +32,6 @@ def program(folder):
 CASES = {
     "48": (["--size", "48"], (48, 48, 3), "small"),
     "80": (["--size", "80"], (80, 80, 3), "small"),
-    "96": (["--size", "96"], (96, 96, 3), "small"),
     "96x128": (["--size", "96x128"], (128, 96, 3), "small"),  # width x height, as of a picture
     "grey": (["--size", "32", "--grey"], (32, 32, 1), "article"),
     "grey, wide": (["--size", "64x40", "--grey", "--crop"], (40, 64, 1), "small"),
