@@ -112,7 +112,7 @@ def check(result, path, output, before):
 @pytest.mark.parametrize(("name", "command"), cases(READ))
 def test_damaged_files_end_nothing_without_their_name(name, command, half, data, output, main):
     for damage in DAMAGES:
-        shutil.copytree(half, output)
+        shutil.copytree(half, output, copy_function=shutil.copy)
         path = output / name
         damage(path)
         before = contents(output)
