@@ -206,7 +206,7 @@ def test_what_is_no_generator_is_refused(make, job, main, output):
     output.mkdir()
     make().save(output / "generator.keras")
     line = refusal(main(job, 2, "--output", output))
-    assert f"{output / 'generator.keras'}: cannot be used (not a generator, which makes" in line
+    assert f"{output / 'generator.keras'}: cannot be used (not a generator: it does" in line
     assert [path.name for path in output.iterdir()] == ["generator.keras"]
 
 
