@@ -46,16 +46,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from rich.progress import BarColumn, Progress, TextColumn, track
 
-from image_resizer import (
-    PART,
-    UserError,
-    doublings,
-    reason,
-    replace_file,
-    say,
-    sync_folder,
-    tolerate,
-)
+from image_resizer import PART, UserError, doublings, reason, replace_file, say, sync, tolerate
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
 if not any(Path("/dev").glob("nvidia[0-9]*")) and not os.path.exists("/dev/dxg"):  # in WSL2
@@ -298,28 +289,29 @@ def train(args: argparse.Namespace) -> int:
     with lock_folder(Path(args.output)):
         run = Run(args, data)
         run.start()
-        if run.epoch >= args.epochs:
+        if run.done >= args.epochs:
             return run.finish()
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
-        say_summaries(run.discriminator, run.generator)
+        for network in (run.discriminator, run.generator):
+            network.summary(print_fn=lambda text: [*map(say, text.splitlines())])
 
-        stream = batches(data, args.data, args.seed, range(run.epoch, args.epochs), args.batch_size)
-        with ProgressLine(run.epoch, args.epochs) as progress, catch_signals() as signals:
-            for epoch, (x_real, noise) in enumerate(stream, run.epoch):
+        stream = batches(data, args.data, args.seed, range(run.done, args.epochs), args.batch_size)
+        with progress_line(run.done, args.epochs) as show, catch_signals() as signals:
+            for epoch, (x_real, noise) in enumerate(stream, run.done):
                 metrics = run.iteration(x_real, noise)
                 run.pending.append(metrics)
                 preview = epoch % args.save_freq == 0
                 if preview:
                     run.save_preview()
-                progress.show(epoch, metrics, preview)
+                show(epoch, metrics, preview)
                 stop = bool(signals)  # asked once: a later signal is for the next iteration
-                last = stop or run.epoch == args.epochs
+                last = stop or run.done == args.epochs
                 if last or time.monotonic() - run.saved_at >= args.checkpoint_seconds:
                     run.save()
                 if stop:
                     again = "the same command without --fresh" if args.fresh else "the same command"
-                    say(f"Stopped after {run.epoch} of {args.epochs} iterations; {again} resumes")
+                    say(f"Stopped after {run.done} of {args.epochs} iterations; {again} resumes")
                     return 128 + signals[0]
         return run.finish()
 
@@ -674,13 +666,13 @@ class Run:
         }
 
     @property
-    def epoch(self) -> int:
+    def done(self) -> int:
         """How many iterations have been trained."""
         return len(self.history) + len(self.pending)
 
     def previews(self) -> dict[int, Path]:
         """The file of each preview up to now, by its iteration: 0, SAVE_FREQ, 2 * SAVE_FREQ ..."""
-        epochs = range(0, self.epoch, self.args.save_freq)
+        epochs = range(0, self.done, self.args.save_freq)
         return {epoch: self.output / f"trained-{i}.png" for i, epoch in enumerate(epochs, 1)}
 
     def start(self) -> None:
@@ -697,14 +689,14 @@ class Run:
         if saved:
             values, self.history, settings = saved
             self.check_settings(settings)
-            if self.epoch < self.args.epochs:
+            if self.done < self.args.epochs:
                 self.compile_iteration()
                 if [v.shape for v in self.state] != [value.shape for value in values]:
                     problem = "the run there was trained with other networks"
                     raise UserError(f"{self.output}: {problem}; {START_OVER}")
                 for variable, value in zip(self.state, values, strict=True):
                     restore(variable, value)
-                say(f"Resuming from iteration {self.epoch} of {self.args.epochs}")
+                say(f"Resuming from iteration {self.done} of {self.args.epochs}")
         else:
             self.compile_iteration()
             if self.args.init:
@@ -712,7 +704,12 @@ class Run:
             self.claim_folder()
             self.save_state()
         if self.args.tensorboard:
-            self.open_log()
+            for path in find_files(self.output, LOG_FILES):
+                path.unlink()  # a killed run repeats iterations that its log has
+            logs = self.output / "logs"
+            make_folder(logs)
+            self.log = tf.summary.create_file_writer(str(logs), filename_suffix=".art_gan")
+            self.write_log()
 
     def compile_iteration(self) -> None:
         """Compile the iteration and collect `state`.
@@ -813,7 +810,7 @@ class Run:
         # Checkpoints first, and for good: after a power cut, none may come back without the rest.
         for path in checkpoint_paths(self.output):
             path.unlink()
-            sync_folder(path.parent)
+            sync(path.parent)
         for path in found:
             path.unlink(missing_ok=True)
         if found:
@@ -832,7 +829,7 @@ class Run:
             say(text)
         for name, copy in self.float32_copies.items():
             copy.set_weights(getattr(self, name).get_weights())
-            copy.name = f"{name}-{self.epoch}"  # --generate names pictures after it
+            copy.name = f"{name}-{self.done}"  # --generate names pictures after it
 
     def save_preview(self) -> None:
         """Save a preview and, under the same name, the float32 generator that paints it."""
@@ -849,7 +846,7 @@ class Run:
         for name, copy in self.float32_copies.items():
             with replace_file(self.output / f"{name}.keras") as temporary:
                 copy.save(temporary)
-        table = np.column_stack([np.arange(self.epoch), self.history])
+        table = np.column_stack([np.arange(self.done), self.history])
         header = ",".join(("epoch", *METRICS))
         with replace_file(self.output / "metrics.csv") as temporary:
             np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
@@ -862,21 +859,12 @@ class Run:
         file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
         as_json = self.settings_as_json()
         np.savez(file, *(v.numpy() for v in self.state), metrics=self.history, settings=as_json)
-        path = self.output / "checkpoint" / f"{self.epoch:08}.npz"
+        path = self.output / "checkpoint" / f"{self.done:08}.npz"
         make_folder(path.parent)
         with replace_file(path) as temporary:
             temporary.write_bytes(file.getbuffer())
         remove_old_states(path)
         self.saved_at = time.monotonic()
-
-    def open_log(self) -> None:
-        """Begin the TensorBoard log anew: a killed run repeats iterations that a log has."""
-        for path in find_files(self.output, LOG_FILES):
-            path.unlink()
-        make_folder(self.output / "logs")
-        folder = str(self.output / "logs")
-        self.log = tf.summary.create_file_writer(folder, filename_suffix=".art_gan")
-        self.write_log()
 
     def write_log(self) -> None:
         """Write metrics and previews that the TensorBoard log does not have yet."""
@@ -903,9 +891,9 @@ class Run:
         output = self.args.output
         where = "" if output == OUTPUT_DIR else f" --output {shlex.quote(output)}"
         say(
-            f"Finished {self.epoch} iterations. To paint new pictures: python art_gan.py "
+            f"Finished {self.done} iterations. To paint new pictures: python art_gan.py "
             f"--generate {PREVIEW_COUNT}{where}; to train on: the same command without --fresh "
-            f"and with --epochs {2 * self.epoch}"
+            f"and with --epochs {2 * self.done}"
         )
         return 0
 
@@ -1083,30 +1071,26 @@ def restore(variable: keras.Variable, value: np.ndarray) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder and its parents, all of them on the disk before anything is written there."""
-    if not folder.is_dir():
-        if not folder.parent.is_dir():
-            make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+    for missing in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
+        missing.mkdir(exist_ok=True)
+        sync(missing.parent)
 
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
     """Make and lock a folder. If another process has it locked, wait, or raise UserError."""
     make_folder(folder)
-    lock = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError:
-        os.close(lock)
-        problem = "another run writes there; stop it, or use another --output"
-        raise UserError(f"{folder}: {problem}") from None
-    except OSError:  # locks are not supported here: continue without
-        pass
-    try:
+    with contextlib.ExitStack() as stack:
+        lock = os.open(folder, os.O_RDONLY)
+        stack.callback(os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            problem = "another run writes there; stop it, or use another --output"
+            raise UserError(f"{folder}: {problem}") from None
+        except OSError:  # locks are not supported here: continue without
+            pass
         yield
-    finally:
-        os.close(lock)
 
 
 def find_files(output: Path, names: re.Pattern, unfinished: bool = False) -> list[Path]:
@@ -1285,13 +1269,11 @@ def select_device(args: argparse.Namespace) -> str:
         TENSORFLOW_LINES.seek(0)
         for line in [] if SHOW_LINES else TENSORFLOW_LINES:
             say(line.rstrip(), "stderr")
-        version = f"tensorflow[and-cuda]=={tf.__version__}"
-        problem = f'install its packages: pip install "{version}"'
+        advice = f'install its packages: pip install "tensorflow[and-cuda]=={tf.__version__}"'
         if packages:
-            problem = (
-                "set TF_CPP_MIN_LOG_LEVEL=0 to see why, or CUDA_VISIBLE_DEVICES=-1 to use the CPU"
-            )
-        problem = f"TensorFlow finds no NVIDIA GPU; {problem}"
+            why = "set TF_CPP_MIN_LOG_LEVEL=0 to see why"
+            advice = f"{why}, or CUDA_VISIBLE_DEVICES=-1 to use the CPU"
+        problem = f"TensorFlow finds no NVIDIA GPU; {advice}"
         if packages and not (args.generate or args.interpolate):
             raise UserError(problem)
         say(f"warning: {problem}", "stderr")
@@ -1330,60 +1312,47 @@ def is_terminal() -> bool:
     return False
 
 
-def say_summaries(*networks: keras.Model) -> None:
-    """Print the tables of networks. Keras' own printing fails with the console."""
-    with contextlib.redirect_stdout(io.StringIO()) as text:
-        for network in networks:
-            network.summary()
-    for line in text.getvalue().splitlines():
-        say(line)
+@contextlib.contextmanager
+def progress_line(first: int, epochs: int) -> Iterator[Callable[[int, tf.Tensor, bool], None]]:
+    """Give `show`: a terminal's progress bar, and the article's printed line at each preview."""
+    text = TextColumn("{task.completed}/{task.total} {task.description}", markup=False)
+    # The pace is that of the 1,000 iterations that were shown last. No thread draws the bar: it
+    # would fail on its own when the terminal is closed.
+    options = {"speed_estimate_period": float("inf"), "auto_refresh": False}
+    # A short bar, as a narrow terminal cuts the text
+    progress = Progress(text, BarColumn(8), disable=not is_terminal(), **options)
+    bar = progress.add_task("compiling", total=epochs, completed=first)
+    task, shown_at = progress.tasks[bar], 0.0
 
-
-class ProgressLine(Progress):
-    """The progress bar of a terminal, and the article's printed line at each preview."""
-
-    def __init__(self, first: int, epochs: int) -> None:
-        text = "{task.completed}/{task.total} {task.description}"
-        columns = TextColumn(text, markup=False), BarColumn(8)  # a narrow terminal cuts the text
-        # The pace is that of the 1,000 iterations that were shown last. No thread draws the bar:
-        # it would fail on its own when the terminal is closed.
-        options = {"speed_estimate_period": float("inf"), "auto_refresh": False}
-        super().__init__(*columns, disable=not is_terminal(), **options)
-        self.bar = self.add_task("compiling", total=epochs, completed=first)
-        self.shown = 0.0
-
-    def start(self) -> None:
-        """Show the bar. Rich hides the cursor; after a kill it would stay hidden."""
-        with tolerate("stdout"):
-            super().start()
-            self.console.show_cursor()
-
-    def stop(self) -> None:
-        """Stop, and leave the bar on the screen."""
-        with tolerate("stdout"):
-            super().stop()
-
-    def show(self, epoch: int, metrics: tf.Tensor, preview: bool) -> None:
-        """Show an iteration, and print the article's line if there is a preview of it."""
-        task = self.tasks[self.bar]
-        if not preview and epoch + 1 < task.total and time.monotonic() - self.shown < 1:
+    def show(epoch: int, metrics: tf.Tensor, preview: bool) -> None:
+        nonlocal shown_at
+        if not preview and epoch + 1 < epochs and time.monotonic() - shown_at < 1:
             return  # showing waits for the device, so it is done once a second at the most
         d_loss, d_accuracy, g_loss, g_accuracy = metrics.numpy().tolist()
-        self.shown = time.monotonic()
-        self.update(self.bar, completed=epoch + 1)
+        shown_at = time.monotonic()
+        progress.update(bar, completed=epoch + 1)
         pace = f"compiled in {task.elapsed:.1f} s"
         if task.speed:
             left = datetime.timedelta(seconds=task.time_remaining)
             pace = f"{left} left, {1 / task.speed:.2f} s/iteration"
         losses = f"D {d_loss:.3f} {d_accuracy:4.0%}, G {g_loss:.3f} {g_accuracy:4.0%}"
-        self.update(self.bar, description=f"{pace}, {losses}")
+        progress.update(bar, description=f"{pace}, {losses}")
         with tolerate("stdout"):
-            self.refresh()
+            progress.refresh()
         if preview:
             say(
                 f"{epoch} epoch, Discriminator accuracy: {100 * d_accuracy}, "
                 f"Generator accuracy: {100 * g_accuracy}, {pace}"
             )
+
+    with tolerate("stdout"):
+        progress.start()
+        progress.console.show_cursor()  # Rich hides it; after a kill it would stay hidden
+    try:
+        yield show
+    finally:
+        with tolerate("stdout"):
+            progress.stop()
 
 
 # ---- Command line ---------------------------------------------------------------------------

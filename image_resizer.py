@@ -81,7 +81,7 @@ def reason(error: BaseException) -> str:
     return next(iter(str(text).strip().splitlines()), type(error).__name__)
 
 
-def sync_folder(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make renaming and removing in a folder last through a power cut, where the disk can."""
     with suppress(OSError), ExitStack() as stack:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -113,7 +113,7 @@ def replace_file(path: Path) -> Iterator[Path]:
         with suppress(OSError):
             part.unlink(missing_ok=True)
     with suppress(KeyboardInterrupt):  # it comes too late
-        sync_folder(path.parent)
+        sync(path.parent)
 
 
 def doublings(height: int, width: int) -> int:
@@ -236,6 +236,32 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     return np.asarray(picture).reshape(shape)
 
 
+@contextmanager
+def room_for(pixels: int) -> Iterator[None]:
+    """Wait until this many pixels fit into memory beside those that other threads decode."""
+    units = min(1 + pixels // 10**6, MEGAPIXELS)
+    with TURN:  # or two might wait for each other for ever
+        for _ in range(units):
+            BUDGET.acquire()
+    try:
+        yield
+    finally:
+        BUDGET.release(units)
+
+
+def why_not(path: Path, start: bytes, error: Exception) -> str:
+    """Say why a file with these first bytes cannot be decoded; "" if it is not a picture."""
+    unknown = isinstance(error, Image.UnidentifiedImageError)
+    if isinstance(error, Image.DecompressionBombError):
+        megapixels = int(re.search(r"\d+", reason(error))[0]) // 10**6
+        return f"too large: {megapixels} megapixels; shrink it"
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "HEIC; pip install pillow-heif, or export it as JPEG"
+    if not is_picture(path) and (unknown or b"\0" not in start):  # or a text
+        return ""
+    return "empty, or not a picture that Pillow knows" if unknown else reason(error)
+
+
 def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
     """Load a file's first picture, uint8; `shape` is (height, width, 3), or 1 for grey.
 
@@ -257,31 +283,16 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
                 image.draft(None, (side, side))
             if image.width * image.height > MEGAPIXELS * 10**6:
                 raise Image.DecompressionBombError(pixels)
-            units = min(1 + pixels // 10**6, MEGAPIXELS)
-            with TURN:  # or two might wait for each other for ever
-                for _ in range(units):
-                    BUDGET.acquire()
-            try:
+            with room_for(pixels):
                 return decode(image, shape, crop)
-            finally:
-                BUDGET.release(units)
         except Exception as error:  # damaged files raise almost any of them
             if isinstance(error, UserError) or getattr(error, "errno", None):
                 raise
-            unknown, what = isinstance(error, Image.UnidentifiedImageError), reason(error)
             file.seek(0)
-            while (is_picture(path) or not unknown) and file.read(1 << 20):
+            known = is_picture(path) or not isinstance(error, Image.UnidentifiedImageError)
+            while known and file.read(1 << 20):
                 pass  # raises OSError if the disk is to blame
-            if isinstance(error, Image.DecompressionBombError):
-                megapixels = int(re.search(r"\d+", what)[0]) // 10**6
-                what = f"too large: {megapixels} megapixels; shrink it"
-            elif start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
-                what = "HEIC; pip install pillow-heif, or export it as JPEG"
-            elif not is_picture(path) and (unknown or b"\0" not in start):  # or a text
-                what = ""
-            elif unknown:
-                what = "empty, or not a picture that Pillow knows"
-            raise UserError(what) from error
+            raise UserError(why_not(path, start, error)) from error
 
 
 def remove_leftovers(target: Path) -> None:
