@@ -753,19 +753,11 @@ class Run:
             ignored.add("program")  # another version may word it otherwise
         now = json.loads(self.settings_as_json())
         names = [name for name in now if name in saved and name not in ignored]
-        old, new = (
-            {k: v for n in names for k, v in flattened(each[n], n)} for each in (saved, now)
-        )
-        changed = [name for name in old | new if old.get(name) != new.get(name)]
-        # Of a layer that only one of them has, its class says enough: the rest comes last.
-        changed.sort(key=lambda n: not ((n in old and n in new) or n.endswith(" class_name")))
-        if changed:
-            both = [(name, *(in_words(each.get(name)) for each in (old, new))) for name in changed]
-            changes = "; ".join(f"{name} was {was}, is {now}" for name, was, now in both[:3])
-            changes += f"; and {len(changed) - 3} more" * (len(changed) > 3)
+        if changes := differences(*({n: record[n] for n in names} for record in (saved, now))):
+            more = f"; and {len(changes) - 3} more" * (len(changes) > 3)
             init = f"with --init {shlex.quote(self.args.output)} it begins with these networks"
-            problem = f"the run there used different settings ({changes}); use the same ones"
-            raise UserError(f"{self.output}: {problem}, {START_OVER}: {init}")
+            problem = f"the run there used different settings ({'; '.join(changes[:3])}{more})"
+            raise UserError(f"{self.output}: {problem}; use the same ones, {START_OVER}: {init}")
 
     def settings_as_json(self) -> str:
         """The settings as text; of an object in a layer's configuration, only its type."""
@@ -898,7 +890,20 @@ class Run:
         return 0
 
 
-def flattened(record: Any, name: str) -> Iterator[tuple[str, Any]]:
+def differences(saved: dict, now: dict) -> list[str]:
+    """What differs between two records of the same names, in words, what tells most first."""
+
+    def in_words(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.120}"
+
+    old, new = dict(flattened(saved)), dict(flattened(now))
+    changed = [name for name in old | new if old.get(name) != new.get(name)]
+    # Of a layer that only one of them has, its class says enough: the rest comes last.
+    changed.sort(key=lambda n: not ((n in old and n in new) or n.endswith(" class_name")))
+    return [f"{n} was {in_words(old.get(n))}, is {in_words(new.get(n))}" for n in changed]
+
+
+def flattened(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """A nested record as pairs: a name in words, such as "generator conv2d filters"; a value."""
     if isinstance(record, list):
         configs = [isinstance(each, dict) and each.get("config") for each in record]
@@ -909,13 +914,10 @@ def flattened(record: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, record
         return
     for key, value in record.items():
-        if key not in ("module", "registered_name", "build_config", "shared_object_id"):
-            yield from flattened(value, name if key in ("config", "layers") else f"{name} {key}")
-
-
-def in_words(value: Any) -> str:
-    """A setting for a message, shortened."""
-    return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.120}"
+        if key in ("config", "layers"):
+            yield from flattened(value, name)
+        elif key not in ("module", "registered_name", "build_config", "shared_object_id"):
+            yield from flattened(value, f"{name} {key}".lstrip())
 
 
 def configuration(owner: Any) -> dict:

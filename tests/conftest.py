@@ -25,6 +25,7 @@ import numpy as np
 import pytest
 import tiny
 
+pytest_plugins = ["helpers_resizer"]
 TINY = Path(__file__).resolve().parent / "tiny.py"
 ART_GAN = TINY.parents[1] / "art_gan.py"
 

@@ -18,8 +18,6 @@ from PIL import Image
 import image_resizer
 from image_resizer import UserError, to_rgb
 
-pytest_plugins = ["helpers_resizer"]
-
 LEFT = np.arange(32) < 16  # the left half of every row
 
 
@@ -327,6 +325,7 @@ def test_pictures_that_are_not_square(tmp_path, orientation):
 # Large pictures
 
 
+@pytest.mark.slow
 def test_a_scan_above_pillows_limit(tmp_path):
     width, height = 20000, 9000
     scan = Image.fromarray(COLOUR).resize((width, height), Image.Resampling.NEAREST)
@@ -349,6 +348,7 @@ def test_a_scan_above_pillows_limit(tmp_path):
             load(tmp_path / f"large.{suffix}", 512)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
 def test_memory_does_not_grow_with_threads(tmp_path, mode):
     """Of these, two go at a time; all four would take 1.3 or 5.2 GB."""

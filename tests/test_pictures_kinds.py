@@ -10,9 +10,6 @@ from PIL import Image
 
 from image_resizer import to_rgb
 
-pytest_plugins = ["helpers_resizer"]
-
-
 # Photometric: channels, and how samples in 0..1 become red, green and blue
 SCHEMES = {
     0: (1, lambda v: 1 - v.repeat(3, -1)),

@@ -17,8 +17,6 @@ from PIL import Image
 import image_resizer
 from image_resizer import UserError
 
-pytest_plugins = ["helpers_resizer"]
-
 not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
 
 

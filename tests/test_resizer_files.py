@@ -21,8 +21,6 @@ from PIL import Image
 
 import image_resizer
 
-pytest_plugins = ["helpers_resizer"]
-
 
 def show(terminal):
     """Return what a terminal of 80 columns receives until the last process has closed it."""

@@ -12,8 +12,6 @@ from helpers_resizer import SCRIPT, load, run
 
 import image_resizer
 
-pytest_plugins = ["helpers_resizer"]
-
 not_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may do everything")
 
 
