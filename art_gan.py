@@ -1205,8 +1205,8 @@ def paint(args: argparse.Namespace) -> int:
         if found and path.parent == output:
             numbers = ", ".join(map(str, sorted(int(p.stem[8:]) for p in found)))
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
-        train_first = "train one first: python art_gan.py, or name a file with --from"
-        raise UserError(f"{path}: no trained generator; {train_first}")
+        advice = "train one first: python art_gan.py, or paint with --from output/example.keras"
+        raise UserError(f"{path}: no trained generator; {advice}")
     select_device(args)
     generator = open_generator(path)
     # A run names its newest generator after its iteration; other files have their own names.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tiny
 from conftest import (
+    ART_GAN,
     contents,
     halve,
     leftovers,
@@ -47,6 +48,19 @@ def frames_of(path):
 
 
 # ---- New pictures ---------------------------------------------------------------------------
+
+
+def test_the_example_paints_the_readmes_picture(tmp_path):
+    """Byte for byte on one kind of processor; on others, sums round another way here and there."""
+    example = ART_GAN.parent / "output" / "example.png"
+    paint = art_gan.build_painter(art_gan.open_generator(example.with_suffix(".keras")))
+    noise = art_gan.random_noise(art_gan.PREVIEW_COUNT, 0, art_gan.PREVIEW_NOISE)
+    art_gan.save_images(tmp_path / "painted.png", paint(noise))
+    wanted, painted = (
+        np.asarray(Image.open(path), int) for path in (example, tmp_path / "painted.png")
+    )
+    assert wanted.shape == painted.shape == (276, 480, 3)
+    assert abs(wanted - painted).max() <= 1 and (wanted != painted).mean() < 1e-4
 
 
 def test_new_pictures(generator, main):
