@@ -90,6 +90,7 @@ NOISE_SIZE = 100  # how many random numbers the generator makes a picture from
 EPOCHS = 10000  # iterations; the article calls one iteration an epoch
 BATCH_SIZE = 32
 Y_REAL, Y_FAKE = 1.0, 0.0  # labels: what the discriminator should say of a painting, and of a fake
+Label = float | tf.Tensor  # one for all pictures, or one for each
 
 # Settings that the article does not have
 DATA_FILE = "cubism_data.npy"
@@ -199,13 +200,13 @@ def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list
     return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
 
 
-def labels_for(output: tf.Tensor, label: float | tf.Tensor) -> tf.Tensor:
+def labels_for(output: tf.Tensor, label: Label) -> tf.Tensor:
     """The label, or N labels, as float32 in a shape that broadcasts with `output` (N, ...)."""
     label, ones = tf.cast(label, tf.float32), [1] * (output.shape.rank - 1)
     return label if label.shape.rank == output.shape.rank else tf.reshape(label, (-1, *ones))
 
 
-def binary_crossentropy(label: float | tf.Tensor, probability: tf.Tensor) -> tf.Tensor:
+def binary_crossentropy(label: Label, probability: tf.Tensor) -> tf.Tensor:
     """The mean cross-entropy of probabilities (N, 1) and labels in 0..1: one, (N,) or (N, 1)."""
     # Clipped, as in Keras 2.3. Keras 3 would use the logits before the sigmoid.
     p, label = tf.clip_by_value(probability, 1e-7, 1 - 1e-7), labels_for(probability, label)
@@ -213,11 +214,7 @@ def binary_crossentropy(label: float | tf.Tensor, probability: tf.Tensor) -> tf.
 
 
 def loss_and_gradients(
-    model: keras.Model,
-    x: tf.Tensor,
-    label: float | tf.Tensor,
-    trained: keras.Model,
-    scale_loss: Callable,
+    model: keras.Model, x: tf.Tensor, label: Label, trained: keras.Model, scale_loss: Callable
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """Run `model` on x in training mode; differentiate by the weights of `trained`, a part of it.
 
@@ -260,7 +257,7 @@ def build_iteration(
     y_real, y_fake = Y_REAL, Y_FAKE
 
     def train_on_batch(
-        model: keras.Model, x: tf.Tensor, label: float | tf.Tensor, trained: keras.Model
+        model: keras.Model, x: tf.Tensor, label: Label, trained: keras.Model
     ) -> tf.Tensor:
         loss, output, gradients = loss_and_gradients(model, x, label, trained, optimizer.scale_loss)
         optimizer.apply(gradients, trained.trainable_variables)
@@ -293,8 +290,11 @@ def train(args: argparse.Namespace) -> int:
             return run.finish()
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
-        for network in (run.discriminator, run.generator):
-            network.summary(print_fn=lambda text: [*map(say, text.splitlines())])
+        with contextlib.redirect_stdout(io.StringIO()) as tables:  # Keras' own printing would
+            run.discriminator.summary()
+            run.generator.summary()
+        for line in tables.getvalue().splitlines():
+            say(line)
 
         stream = batches(data, args.data, args.seed, range(run.done, args.epochs), args.batch_size)
         with progress_line(run.done, args.epochs) as show, catch_signals() as signals:
@@ -472,7 +472,8 @@ def fuse(model: keras.Model) -> keras.Model:
     `Model(image, Sequential(...)(image))`.
     """
     sequential, operations = model, getattr(model, "operations", [])
-    if len(operations) == 2 and model.input_shape != model.output_shape:  # so it is called once
+    # Two operations: the input and what is called, once, as its output does not fit its input
+    if len(operations) == 2 and model.input_shape != model.output_shape:
         options = operations[1]._inbound_nodes[-1].arguments.kwargs.values()
         sequential = operations[1] if all(option is None for option in options) else model
     # A subclass may do more in its call(), so it stays as it is.
@@ -576,12 +577,11 @@ def load_data(path: str) -> np.ndarray:
 def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: int) -> Iterator:
     """The batches of `epochs`, prefetched. Raises UserError, naming the file, for bad values."""
     with ThreadPoolExecutor(1) as pool:
-        submit = partial(pool.submit, draw_batch, data, seed, batch_size=batch_size)
-        drawn = submit(epoch=epochs.start)
+        drawn = pool.submit(draw_batch, data, seed, epochs.start, batch_size)
         for epoch in epochs:
             x_real, noise = drawn.result()
-            if epoch + 1 in epochs:
-                drawn = submit(epoch=epoch + 1)  # while this one trains
+            # While this one trains; the one after the last is drawn for nothing
+            drawn = pool.submit(draw_batch, data, seed, epoch + 1, batch_size)
             check_range(x_real, path)
             yield tf.constant(x_real), tf.constant(noise)
 
@@ -602,6 +602,7 @@ FRESH_FILES = re.compile(
     r"interpolation-(generator|trained)-\d+-seed\d+[\d-]*\.webp"
 )
 START_OVER = "start over with --fresh, or use another --output"
+SEEDED = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
 
 
 class Run:
@@ -654,7 +655,7 @@ class Run:
         sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
         options = ("batch_size", "save_freq", "seed", "precision")
         program = self.float32_copies | {f"optimizer {i}": o for i, o in enumerate(self.others, 1)}
-        self.settings = {
+        settings = {
             "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
             "the shape of a picture": image_shape,
             "the noise size": NOISE_SIZE,
@@ -664,6 +665,8 @@ class Run:
             "keras": keras.__version__,
             "program": {name: configuration(owner) for name, owner in program.items()},
         }
+        # As they will be read back; of an object in a layer's configuration, only its type
+        self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
 
     @property
     def done(self) -> int:
@@ -692,8 +695,7 @@ class Run:
             if self.done < self.args.epochs:
                 self.compile_iteration()
                 if [v.shape for v in self.state] != [value.shape for value in values]:
-                    problem = "the run there was trained with other networks"
-                    raise UserError(f"{self.output}: {problem}; {START_OVER}")
+                    raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
                 for variable, value in zip(self.state, values, strict=True):
                     restore(variable, value)
                 say(f"Resuming from iteration {self.done} of {self.args.epochs}")
@@ -712,32 +714,20 @@ class Run:
             self.write_log()
 
     def compile_iteration(self) -> None:
-        """Compile the iteration and collect `state`.
-
-        Raises UserError if the iteration uses something that no checkpoint would hold.
-        """
+        """Compile the iteration, collect `state`. Raises UserError if some of it is not saved."""
         shapes = self.discriminator.input_shape[1:], (NOISE_SIZE,)
         batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
         before = repr((np.random.get_state(), random.getstate()))
         with errors_in_one_line():
             compiled = self.iteration.get_concrete_function(*batch)
         owners = [self.discriminator, self.generator, *self.others]
-        # The discriminator's variables include the random state of its dropout layers.
-        self.state = [variable for owner in owners for variable in variables_of(owner)]
-        known = {id(variable.handle) for variable in self.state}
-        used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
-        if lost := sum(id(handle) not in known for handle in used):
-            names = {v.name for v in compiled.graph.variables if id(v.handle) not in known}
-            problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
-            owner = "an optimizer, a model, a SeedGenerator of keras.random"
-            raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
-        advice = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
-        operations = compiled.graph.get_operations()
-        if any(o.op_def.is_stateful and o.type.startswith("Random") for o in operations):
-            raise UserError(f"the iteration uses tf.random, whose state is not saved; {advice}")
+        # Of a network, its dropout's random state, too; of a SeedGenerator, its state
+        held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
+        self.state = keras.tree.flatten(held)
+        check_state(compiled, self.state)
         if before != repr((np.random.get_state(), random.getstate())):
             problem = "random numbers of Python or numpy would be drawn once for all iterations"
-            raise UserError(f"{problem}; {advice}")
+            raise UserError(f"{problem}; {SEEDED}")
         for name in self.float32_copies:
             leaves = [each for each in getattr(self, name)._flatten_layers() if not each._layers]
             if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
@@ -748,40 +738,31 @@ class Run:
         init = saved.setdefault("--init", None)  # states of earlier versions have none
         if not self.args.init or (isinstance(init, dict) and init.get("run") == self.args.init):
             self.settings["--init"] = init  # the networks were taken over when the run began
-        ignored = {"keras", "variables"}
-        if saved.get("keras") != keras.__version__:
-            ignored.add("program")  # another version may word it otherwise
-        now = json.loads(self.settings_as_json())
-        names = [name for name in now if name in saved and name not in ignored]
-        if changes := differences(*({n: record[n] for n in names} for record in (saved, now))):
+        now = dict(self.settings)
+        if saved.get("keras") != now.pop("keras"):
+            del now["program"]  # another version of Keras may word it otherwise
+        both = [name for name in now if name in saved]  # states of earlier versions hold fewer
+        if changes := differences({n: saved[n] for n in both}, {n: now[n] for n in both}):
             more = f"; and {len(changes) - 3} more" * (len(changes) > 3)
-            init = f"with --init {shlex.quote(self.args.output)} it begins with these networks"
+            hint = f"with --init {shlex.quote(self.args.output)} it begins with these networks"
             problem = f"the run there used different settings ({'; '.join(changes[:3])}{more})"
-            raise UserError(f"{self.output}: {problem}; use the same ones, {START_OVER}: {init}")
-
-    def settings_as_json(self) -> str:
-        """The settings as text; of an object in a layer's configuration, only its type."""
-        return json.dumps(self.settings, default=lambda value: type(value).__name__)
+            raise UserError(f"{self.output}: {problem}; use the same ones, {START_OVER}: {hint}")
 
     def take_networks_of(self, other: Path) -> None:
-        """Take over the networks of another run, and the optimizer's variables where they fit.
-
-        Raises UserError if there is no such run, or its networks have other shapes.
-        """
+        """Take over another run's networks, and its optimizer where it fits. Raises UserError."""
         found = load_state(other) if other.resolve() != self.output.resolve() else None
         if not found:
             raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
         values, history, settings = found
-        networks = self.discriminator, self.generator
         # States of earlier versions have no names. With another optimizer, only networks fit them.
-        same = [variable for network in networks for variable in network.variables]
-        same = self.state if len(values) == len(self.state) else same
+        networks = self.discriminator.variables + self.generator.variables
+        same = self.state if len(values) == len(self.state) else networks
         names = settings.get("variables", [path_of(variable) for variable in same])
-        values = dict(zip(names, values, strict=False))
-        needed = {weight.path for network in networks for weight in network.weights}
+        saved = dict(zip(names, values, strict=False))
+        needed = {weight.path for weight in self.discriminator.weights + self.generator.weights}
         for variable in self.state:
             path = path_of(variable)
-            value = values.get(path)
+            value = saved.get(path)
             if value is not None and value.shape == variable.shape:
                 restore(variable, value)
             elif path in needed:
@@ -849,7 +830,7 @@ class Run:
         """Save the complete training state as one .npz; remove those no longer needed."""
         self.settings["variables"] = [path_of(variable) for variable in self.state]
         file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
-        as_json = self.settings_as_json()
+        as_json = json.dumps(self.settings)
         np.savez(file, *(v.numpy() for v in self.state), metrics=self.history, settings=as_json)
         path = self.output / "checkpoint" / f"{self.done:08}.npz"
         make_folder(path.parent)
@@ -898,8 +879,8 @@ def differences(saved: dict, now: dict) -> list[str]:
 
     old, new = dict(flattened(saved)), dict(flattened(now))
     changed = [name for name in old | new if old.get(name) != new.get(name)]
-    # Of a layer that only one of them has, its class says enough: the rest comes last.
-    changed.sort(key=lambda n: not ((n in old and n in new) or n.endswith(" class_name")))
+    # Last, of a layer that only one of them has, all but its class, which says enough
+    changed.sort(key=lambda n: (n not in old or n not in new) and not n.endswith(" class_name"))
     return [f"{n} was {in_words(old.get(n))}, is {in_words(new.get(n))}" for n in changed]
 
 
@@ -926,11 +907,6 @@ def configuration(owner: Any) -> dict:
     return {"class": type(owner).__name__, **config}
 
 
-def variables_of(owner: Any) -> list:
-    """The variables of a network or an optimizer, or a seed generator's, or just a variable."""
-    return keras.tree.flatten(getattr(owner, "variables", getattr(owner, "state", owner)))
-
-
 def path_of(variable: keras.Variable | tf.Variable) -> str:
     """The full name of a variable, such as "generator/conv2d/kernel"."""
     return getattr(variable, "path", variable.name)
@@ -949,6 +925,20 @@ def errors_in_one_line() -> Iterator[None]:
         *_, place = [frame for frame in frames if Path(frame.filename).name == name]
         where = f"{name}, line {place.lineno}, {place.line!r}"
         raise UserError(f"{where}: {cause(error)}") from error
+
+
+def check_state(compiled: Any, state: list[keras.Variable]) -> None:
+    """Raise UserError if a compiled iteration uses something that changes and is not in `state`."""
+    known = {id(variable.handle) for variable in state}
+    used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
+    if lost := sum(id(handle) not in known for handle in used):
+        names = {v.name for v in compiled.graph.variables if id(v.handle) not in known}
+        problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
+        owner = "an optimizer, a model, a SeedGenerator of keras.random"
+        raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
+    operations = compiled.graph.get_operations()
+    if any(o.op_def.is_stateful and o.type.startswith("Random") for o in operations):
+        raise UserError(f"the iteration uses tf.random, whose state is not saved; {SEEDED}")
 
 
 def check_saveable(network: keras.Model) -> None:
@@ -999,24 +989,29 @@ def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
 def verdict(history: np.ndarray, known: int) -> str | None:
     """What to say if one network has won since iteration `known`; None if not, or if said before.
 
-    The bounds, in the order of METRICS, are of means that only this cross-entropy has together:
-    with a loss of one's own, it is better to say nothing than something wrong.
+    The bounds are of means that only this cross-entropy has together: with a loss of one's own, it
+    is better to say nothing than something wrong.
     """
-    won = (0, 0.95, 5, 0), (0.4, 1, 16.2, 0.05)
-    blind = (0.65, 0.45, 0.5, 0), (0.79, 0.55, 0.9, 1)  # guessing has a loss of ln 2 = 0.69
+
+    def within(values: np.ndarray, low: float, high: float) -> np.ndarray:
+        return (low <= values) & (values <= high)
+
     sums = np.cumsum(np.vstack([np.zeros((1, 4)), history]), axis=0, dtype=np.float64)
     means = (sums[VERDICT_ITERATIONS:] - sums[:-VERDICT_ITERATIONS]) / VERDICT_ITERATIONS
-    for (low, high), problem in (
+    d_loss, d_accuracy, g_loss, g_accuracy = means.T
+    won = within(d_loss, 0, 0.4) & within(d_accuracy, 0.95, 1)
+    won &= within(g_loss, 5, 16.2) & within(g_accuracy, 0, 0.05)
+    blind = within(d_loss, 0.65, 0.79) & within(d_accuracy, 0.45, 0.55)
+    blind &= within(g_loss, 0.5, 0.9)  # guessing has a loss of ln 2 = 0.69
+    for hits, problem in (
         (won, "the discriminator has won, and the generator learns little more"),
         (blind, "the discriminator does not tell paintings from fakes, so no network learns"),
     ):
-        hits = ((means >= low) & (means <= high)).all(axis=1)
-        if hits.any() and hits.argmax() + VERDICT_ITERATIONS > known:
-            d_loss, d_accuracy, g_loss, _ = means[hits.argmax()]
+        if hits.any() and (first := hits.argmax()) + VERDICT_ITERATIONS > known:
             return (
                 f"It seems that {problem}: for {VERDICT_ITERATIONS} iterations, its accuracy was "
-                f"{d_accuracy:.0%}, its loss {d_loss:.2f} and the generator's {g_loss:.2f}. "
-                "Try more pictures, or another --seed with --fresh"
+                f"{d_accuracy[first]:.0%}, its loss {d_loss[first]:.2f} and the generator's "
+                f"{g_loss[first]:.2f}. Try more pictures, or another --seed with --fresh"
             )
     return None
 
@@ -1028,14 +1023,11 @@ def checkpoint_paths(output: Path) -> list[Path]:
 
 def remove_old_states(saved: Path) -> None:
     """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
-    states = checkpoint_paths(saved.parent.parent)
-    good = [path for path in states if path.stem <= saved.stem]
-    # Those after `saved` are damaged, or the run would have resumed from them.
-    damaged = states[: -len(good)]
+    # Those after `saved` come last: they are damaged, or the run would have resumed from them.
+    states = sorted(checkpoint_paths(saved.parent.parent), key=lambda path: path.stem > saved.stem)
     now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
-    for place, path in enumerate(good + damaged):
-        young = now - path.stat().st_mtime <= UPLOAD_SECONDS and place < CHECKPOINTS_AT_MOST
-        if place >= CHECKPOINTS and not young:
+    for place, path in enumerate(states[CHECKPOINTS:], CHECKPOINTS):
+        if place >= CHECKPOINTS_AT_MOST or now - path.stat().st_mtime > UPLOAD_SECONDS:
             path.unlink()
 
 
@@ -1195,11 +1187,12 @@ def open_generator(path: Path) -> keras.Model:
     return generator
 
 
-def paint(args: argparse.Namespace) -> int:
-    """Do --generate or --interpolate; returns the exit code. Raises UserError or OSError."""
-    output, source = Path(args.output), args.source
-    path = Path(source) if source and not source.isdigit() else None
-    path = path or output / (f"trained-{source}.keras" if source else "generator.keras")
+def find_generator(output: Path, source: str | None) -> Path:
+    """The generator that paints: the newest, or of --from's preview or file. Raises UserError."""
+    if source and not source.isdigit():
+        path = Path(source)
+    else:
+        path = output / (f"trained-{source}.keras" if source else "generator.keras")
     if not path.exists():
         found = [p for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
         if found and path.parent == output:
@@ -1207,6 +1200,13 @@ def paint(args: argparse.Namespace) -> int:
             raise UserError(f"{path}: no such generator; --from can be {numbers}")
         advice = "train one first: python art_gan.py, or paint with --from output/example.keras"
         raise UserError(f"{path}: no trained generator; {advice}")
+    return path
+
+
+def paint(args: argparse.Namespace) -> int:
+    """Do --generate or --interpolate; returns the exit code. Raises UserError or OSError."""
+    output = Path(args.output)
+    path = find_generator(output, args.source)
     select_device(args)
     generator = open_generator(path)
     # A run names its newest generator after its iteration; other files have their own names.
@@ -1214,11 +1214,11 @@ def paint(args: argparse.Namespace) -> int:
     name = re.sub(r"[^\w.-]", "_", stem) + f"-seed{args.seed}"
     numbers = args.interpolate or range(1, args.generate + 1)
     noise = random_noise(max(numbers), args.seed, ART_NOISE, generator.input_shape[1])
-    noise, count = noise[np.array(numbers) - 1], len(numbers)
+    noise = noise[np.array(numbers) - 1]
     if args.interpolate:
-        noise, count = interpolate(noise), count * INTERPOLATION_STEPS
+        noise = interpolate(noise)
     pictures = build_painter(generator)(noise)
-    pictures = track(pictures, "Painting", count, disable=not is_terminal())
+    pictures = track(pictures, "Painting", len(noise), disable=not is_terminal())
     with lock_folder(output / "art", wait=True):
         for unfinished in find_files(output, ART_FILES, unfinished=True):
             unfinished.unlink()
@@ -1226,28 +1226,29 @@ def paint(args: argparse.Namespace) -> int:
             if list(numbers) != list(range(1, len(numbers) + 1)):
                 name += "".join(f"-{number}" for number in numbers)
             animation = output / f"interpolation-{name:.200}.webp"
-            frames = (Image.fromarray(picture.squeeze()).convert("RGB") for picture in pictures)
-            save_animation(
-                animation, frames, INTERPOLATION_MS, f"a loop through pictures of {path}"
-            )
-            say(f"{animation}: a loop of {count} pictures")
-            return 0
-        grid = list(itertools.islice(pictures, PREVIEW_COUNT))
-        for number, picture in enumerate(itertools.chain(grid, pictures), 1):
-            save_picture(output / "art" / f"{name}-{number:04}.png", picture)
-        save_images(output / "art" / f"{name}-grid.png", grid)
-        say(f"{count} pictures and a grid in {output / 'art'}; for others, use another --seed")
-        return 0
+            frames = (Image.fromarray(np.broadcast_to(p, (*p.shape[:2], 3))) for p in pictures)
+            text = f"a loop through pictures of {path}"
+            save_animation(animation, frames, INTERPOLATION_MS, text)
+            say(f"{animation}: a loop of {len(noise)} pictures")
+        else:
+            grid = list(itertools.islice(pictures, PREVIEW_COUNT))
+            for number, picture in enumerate(itertools.chain(grid, pictures), 1):
+                save_picture(output / "art" / f"{name}-{number:04}.png", picture)
+            save_images(output / "art" / f"{name}-grid.png", grid)
+            where = f"{len(noise)} pictures and a grid in {output / 'art'}"
+            say(f"{where}; for others, use another --seed")
+    return 0
 
 
-def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
-    """Noise vectors on the way from each point to the next, and from the last to the first."""
+def interpolate(points: np.ndarray) -> np.ndarray:
+    """INTERPOLATION_STEPS vectors from each point to the next, and from the last to the first."""
     # Spherical interpolation: noise lies near a sphere, and a straight line would leave it.
+    t = np.arange(INTERPOLATION_STEPS)[:, np.newaxis] / INTERPOLATION_STEPS
+    steps = []
     for a, b in zip(points, np.roll(points, -1, axis=0), strict=True):
         angle = np.arccos(np.clip(a @ b / np.linalg.norm(a) / np.linalg.norm(b), -0.999, 0.999))
-        t = np.arange(INTERPOLATION_STEPS)[:, np.newaxis] / INTERPOLATION_STEPS
-        steps = (np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle)
-        yield from steps.astype(np.float32)
+        steps.append((np.sin((1 - t) * angle) * a + np.sin(t * angle) * b) / np.sin(angle))
+    return np.concatenate(steps).astype(np.float32)
 
 
 # ---- Device, signals, screen ----------------------------------------------------------------
@@ -1255,10 +1256,7 @@ def interpolate(points: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def select_device(args: argparse.Namespace) -> str:
-    """Choose the device before TensorFlow first uses it; returns its name. Warns if it is slow.
-
-    Raises UserError if training would use the CPU by accident.
-    """
+    """Choose and name the device. Raises UserError if training would use the CPU by accident."""
     if GPUS:
         with contextlib.suppress(RuntimeError, ValueError):  # a notebook has set them up already
             tf.config.set_visible_devices(GPUS[0], "GPU")
@@ -1273,8 +1271,7 @@ def select_device(args: argparse.Namespace) -> str:
             say(line.rstrip(), "stderr")
         advice = f'install its packages: pip install "tensorflow[and-cuda]=={tf.__version__}"'
         if packages:
-            why = "set TF_CPP_MIN_LOG_LEVEL=0 to see why"
-            advice = f"{why}, or CUDA_VISIBLE_DEVICES=-1 to use the CPU"
+            advice = "TF_CPP_MIN_LOG_LEVEL=0 shows why, CUDA_VISIBLE_DEVICES=-1 uses the CPU"
         problem = f"TensorFlow finds no NVIDIA GPU; {advice}"
         if packages and not (args.generate or args.interpolate):
             raise UserError(problem)
@@ -1394,25 +1391,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=text, epilog="Defaults are in parentheses.")
     add = parser.add_argument
     from_zero, from_one = (partial(whole_number, least=least) for least in (0, 1))
-    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
-    data = "pictures, made by image_resizer.py (%(default)s)"
-    add("--data", type=file_name, default=DATA_FILE, help=data)
-    output = "folder for all that a run writes (%(default)s)"
-    add("--output", type=file_name, default=OUTPUT_DIR, help=output)
-    add("--epochs", type=from_one, default=EPOCHS, help="iterations (%(default)s)")
-    batch = "pictures per iteration (%(default)s)"
-    add("--batch-size", type=from_one, default=BATCH_SIZE, help=batch)
-    add(
-        "--save-freq", type=from_one, default=SAVE_FREQ, help="iterations per preview (%(default)s)"
-    )
     kept = f"the newest {CHECKPOINTS} and those of the last {UPLOAD_SECONDS} seconds are kept"
-    seconds = f"seconds between checkpoints (%(default)s); {kept}"
-    add("--checkpoint-seconds", type=from_zero, default=CHECKPOINT_SECONDS, help=seconds)
-    add("--seed", type=from_zero, default=0, help="random seed (%(default)s)")
+    for option, kind, default, text in (
+        ("--data", file_name, DATA_FILE, "pictures, made by image_resizer.py"),
+        ("--output", file_name, OUTPUT_DIR, "folder for all that a run writes"),
+        ("--epochs", from_one, EPOCHS, "iterations"),
+        ("--batch-size", from_one, BATCH_SIZE, "pictures per iteration"),
+        ("--save-freq", from_one, SAVE_FREQ, "iterations per preview"),
+        ("--checkpoint-seconds", from_zero, CHECKPOINT_SECONDS, f"seconds per checkpoint; {kept}"),
+        ("--seed", from_zero, 0, "random seed"),
+    ):
+        add(option, type=kind, default=default, help=f"{text} (%(default)s)")
+    precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     faster = "half precision may be faster (%(default)s)"
     add("--precision", choices=precisions, default="float32", help=faster)
-    begin = "begin a new run with the networks of the run in that folder, which is only read"
-    add("--init", type=file_name, metavar="RUN", help=begin)
+    add("--init", type=file_name, metavar="RUN", help="folder of a run, to begin with its networks")
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
     jobs = parser.add_mutually_exclusive_group()
     jobs.add_argument("--fresh", action="store_true", help="remove the run in --output, start over")

@@ -18,7 +18,6 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -315,20 +314,20 @@ def write_pictures(
     with ExitStack() as stack, warnings.catch_warnings(action="ignore"):  # Pillow's, about oddities
         pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow releases the GIL
         stack.callback(pool.shutdown, cancel_futures=True)
-        load = partial(pool.submit, load_picture, shape=shape, crop=crop)
-        batches = (paths[start : start + IN_FLIGHT] for start in range(0, len(paths), IN_FLIGHT))
-        futures = (future for batch in batches for future in list(map(load, batch)))
-        for done, (path, future) in enumerate(zip(paths, futures, strict=True), 1):
-            error = future.exception()
-            if not error:
-                file.write(SCALED[future.result()])
-                count += 1
-            elif str(error):
-                skipped += skip(path, error)
-            else:
-                others[repr(path.suffix.lower())[1:-1] or "without a suffix"] += 1
-            if done * 10 // len(paths) > (done - 1) * 10 // len(paths):
-                say(f"{done}/{len(paths)} files", "stderr")
+        for start in range(0, len(paths), IN_FLIGHT):
+            batch = paths[start : start + IN_FLIGHT]
+            futures = [pool.submit(load_picture, path, shape, crop) for path in batch]
+            for done, (path, future) in enumerate(zip(batch, futures, strict=True), start + 1):
+                error = future.exception()
+                if not error:
+                    file.write(SCALED[future.result()])
+                    count += 1
+                elif str(error):
+                    skipped += skip(path, error)
+                else:
+                    others[repr(path.suffix.lower())[1:-1] or "without a suffix"] += 1
+                if done * 10 // len(paths) > (done - 1) * 10 // len(paths):
+                    say(f"{done}/{len(paths)} files", "stderr")
     return count, skipped, [f"{number} {suffix}" for suffix, number in others.most_common()]
 
 
@@ -387,8 +386,8 @@ def main(argv: list[str] | None = None) -> int:
     add("image_dir", nargs="?", default=IMAGE_DIR, help="folder of pictures (%(default)s)")
     add("--recursive", action="store_true", help="read its sub-folders too")
     add("--output", default=IMAGE_FILE, help="file to write (%(default)s)")
-    size = {"type": parse_size, "default": str(IMAGE_SIZE)}
-    add("--size", **size, help="in pixels, such as 128 or 96x128 (%(default)s)")
+    size = "in pixels, such as 128 or 96x128 (%(default)s)"
+    add("--size", type=parse_size, default=str(IMAGE_SIZE), help=size)
     add("--crop", action="store_true", help="use only the centre of each picture, in that shape")
     add("--grey", action="store_true", help="make grey pictures, as IMAGE_CHANNELS = 1 does")
     args = parser.parse_args(argv)
@@ -396,15 +395,14 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if shape[2] not in (1, 3):
             raise UserError(f"IMAGE_CHANNELS is {IMAGE_CHANNELS!r}; use 3, or 1 for grey pictures")
-        count, skipped, others, deeper = resize_folder(
-            args.image_dir, args.output, shape, args.crop, args.recursive
-        )
+        found = resize_folder(args.image_dir, args.output, shape, args.crop, args.recursive)
     except UserError as error:
         say(f"image_resizer.py: error: {error}", "stderr")
         return 1
     except KeyboardInterrupt:
         say(f"image_resizer.py: interrupted; {args.output!r} is as it was before", "stderr")
         return 130
+    count, skipped, others, deeper = found
     size = count * math.prod(shape) * SCALED.itemsize / 1e6
     say(f"{args.output}: float32 {(count, *shape)}, {size:.1f} MB; {skipped} files skipped")
     if others:

@@ -165,8 +165,8 @@ def test_nobodys_files_are_changed_by_a_run(data, output, main):
         assert {name: now[name] for name in before} == before
 
 
-@pytest.mark.parametrize("hostile", ["\x1b[31mred", "two\nlines", "a\rb", "\x9b31m", "tab\there"])
-def test_no_control_character_of_a_name_reaches_the_terminal(hostile, half, data, main, tmp_path):
+def test_no_control_character_of_a_name_reaches_the_terminal(half, data, main, tmp_path):
+    hostile = "a\rb\x1b[31mred\x9b31mtab\ttwo\nlines"
     folder, file = tmp_path / hostile, tmp_path / f"{hostile}.npy"
     shutil.copytree(half, folder)
     np.save(tmp_path / "bad.npy", np.zeros(3))
