@@ -104,7 +104,7 @@ TIMELAPSE = "training.webp"  # not a GIF: all colours instead of 256, in a small
 TIMELAPSE_FRAMES, TIMELAPSE_MS = 200, 100  # previews at most; milliseconds for each
 TIMELAPSE_PIXELS = 1024  # larger previews are shown smaller
 INTERPOLATION_STEPS, INTERPOLATION_MS = 30, 40  # frames per picture; milliseconds for each
-PREVIEW_NOISE, ART_NOISE = 2**32 - 1, 2**32 - 2  # second number of the seed; iteration i uses i
+PREVIEW_NOISE, ART_NOISE = 2**32 - 1, 2**32 - 2  # `stream` of random_noise; iteration i uses i
 METRICS = ("discriminator_loss", "discriminator_accuracy", "generator_loss", "generator_accuracy")
 
 
@@ -290,7 +290,7 @@ def train(args: argparse.Namespace) -> int:
             return run.finish()
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
-        with contextlib.redirect_stdout(io.StringIO()) as tables:  # Keras' own printing would
+        with contextlib.redirect_stdout(io.StringIO()) as tables:  # say() never fails
             run.discriminator.summary()
             run.generator.summary()
         for line in tables.getvalue().splitlines():
@@ -389,7 +389,7 @@ def upsampled_conv2d_9(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tupl
         #     tap 1                  . .[. .]        p's own: not shifted
         #     tap 2                . .[. .]          one pixel earlier: shifted by 1
         #
-        # With dy padded by 1, the blocks of taps 0 and 2 are the same but for their first or last.
+        # With dy padded by 1, taps 0 and 2 use the same blocks, except for the first or the last.
         # Matrix products, as TensorFlow's gradient by a convolution's kernel is slow on CPUs.
         pixels = tf.reshape(x, (-1, channels))
         # Times 4, as average pooling gives a quarter of the sums
@@ -472,7 +472,7 @@ def fuse(model: keras.Model) -> keras.Model:
     `Model(image, Sequential(...)(image))`.
     """
     sequential, operations = model, getattr(model, "operations", [])
-    # Two operations: the input and what is called, once, as its output does not fit its input
+    # Input and one model. Different shapes, so it cannot have been called twice in a row.
     if len(operations) == 2 and model.input_shape != model.output_shape:
         options = operations[1]._inbound_nodes[-1].arguments.kwargs.values()
         sequential = operations[1] if all(option is None for option in options) else model
@@ -485,7 +485,7 @@ def fuse(model: keras.Model) -> keras.Model:
     remaining = [*sequential.layers, None]  # nothing follows the last layer
     while (layer := remaining.pop(0)) is not None:
         if not re.fullmatch(r"[A-Za-z0-9.][\w.>-]*", layer.name, re.ASCII):
-            layer.name = f"layer_{len(remaining)}"  # TensorFlow takes fewer names than Keras
+            layer.name = f"layer_{len(remaining)}"  # TensorFlow allows fewer characters
         if is_stock(layer, upsampling) and is_stock(remaining[0], conv, "filters"):
             layer = UpsampledConv2D(remaining.pop(0))
         elif len(x.shape) == 4 and is_stock(layer, norm, "momentum", "epsilon"):
@@ -523,8 +523,8 @@ class FusedAdam(keras.optimizers.Adam):
 
 
 # ---- The data -------------------------------------------------------------------------------
-# Pictures are only read: the file stays on the disk, and each batch is drawn from there. Nothing
-# that is not a number in -1..1 may reach a network.
+# The file is memory-mapped, so each batch is read from the disk. Every value is checked to be in
+# -1..1 before a network gets it.
 
 
 def bad_data(path: str, problem: str) -> UserError:
@@ -580,17 +580,17 @@ def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: i
         drawn = pool.submit(draw_batch, data, seed, epochs.start, batch_size)
         for epoch in epochs:
             x_real, noise = drawn.result()
-            # While this one trains; the one after the last is drawn for nothing
+            # Draw the next one while this one trains. The one after the last is not used.
             drawn = pool.submit(draw_batch, data, seed, epoch + 1, batch_size)
             check_range(x_real, path)
             yield tf.constant(x_real), tf.constant(noise)
 
 
 # ---- A run and its files --------------------------------------------------------------------
-# `Run` owns all that a run is. It writes each file whole or not at all. A folder is a run's if it
-# holds a checkpoint, saved before iteration 0; without one, no file there is touched.
+# `Run` holds everything about a run, and writes each file completely or not at all. A folder with
+# a checkpoint (saved before iteration 0) is a run's; without one, only --fresh overwrites files.
 
-# What a run writes, and --generate and --interpolate; and what --fresh removes of both
+# Files of training, files of painting, and those of both that --fresh removes
 LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
 RUN_FILES = re.compile(
     r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|(generator|discriminator)\.keras|"
@@ -606,11 +606,11 @@ SEEDED = "use keras.random with a SeedGenerator, and let build_iteration return 
 
 
 class Run:
-    """A run, all of it: only `state`, `history` and `settings` are saved, and nothing else lasts.
+    """The complete state of a training run. A checkpoint holds these three, and nothing else:
 
-    state: every variable that an iteration uses, as networks and optimizer hold them
+    state: every variable that an iteration uses: both networks', the optimizer's, and others
     history: the metrics of each iteration, float32 (iterations, 4), in the order of METRICS
-    settings: what has to stay the same, as a resumed run is the same program on the same data
+    settings: what must not change between runs: data, options, labels, networks, optimizer
     """
 
     def __init__(self, args: argparse.Namespace, data: np.ndarray) -> None:
@@ -634,12 +634,12 @@ class Run:
                 "generator": build_generator(NOISE_SIZE, image_shape),
             }
             for name, network in self.float32_copies.items():
-                if not hasattr(network, "output_shape"):  # a class of one's own
+                if not hasattr(network, "output_shape"):  # a user's subclass
                     advice = "return keras.Model(x, network(x)) of it, with x = keras.Input(...)"
                     raise UserError(f"build_{name} returns a model without shapes; {advice}")
             self.paint = build_painter(self.float32_copies["generator"])
             keras.utils.clear_session()  # again, so that the networks' layers have the same names
-            keras.utils.set_random_seed(args.seed)  # of the initial weights and of dropout
+            keras.utils.set_random_seed(args.seed)  # for initial weights and dropout
             keras.config.set_dtype_policy(args.precision)
             self.discriminator = build_discriminator(image_shape)
             self.generator = build_generator(NOISE_SIZE, image_shape)
@@ -665,7 +665,7 @@ class Run:
             "keras": keras.__version__,
             "program": {name: configuration(owner) for name, owner in program.items()},
         }
-        # As they will be read back; of an object in a layer's configuration, only its type
+        # In the form that JSON gives back; an object in a configuration becomes its type's name
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
 
     @property
@@ -682,7 +682,7 @@ class Run:
         """Begin in one of four ways. Raises UserError if the command does not fit the folder.
 
         1. New: --output holds no run, or --fresh removes it. The weights are random.
-        2. --init: new, but networks and Adam's moments begin as another run's newest ones.
+        2. --init: new, but starts from another run's newest networks and Adam moments.
         3. Resumed: --output holds a run of the same program and data. All is as it was.
         4. Finished: as 3, but no iteration is left.
         """
@@ -696,8 +696,11 @@ class Run:
                 self.compile_iteration()
                 if [v.shape for v in self.state] != [value.shape for value in values]:
                     raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
+                # The learning rate is what the code says, if the checkpoint may be of another code.
+                same_code = settings.get("keras") == keras.__version__  # then settings compare it
                 for variable, value in zip(self.state, values, strict=True):
-                    restore(variable, value)
+                    if same_code or variable.name != "learning_rate":
+                        variable.assign(value)
                 say(f"Resuming from iteration {self.done} of {self.args.epochs}")
         else:
             self.compile_iteration()
@@ -707,7 +710,7 @@ class Run:
             self.save_state()
         if self.args.tensorboard:
             for path in find_files(self.output, LOG_FILES):
-                path.unlink()  # a killed run repeats iterations that its log has
+                path.unlink()  # else a killed run logs iterations twice
             logs = self.output / "logs"
             make_folder(logs)
             self.log = tf.summary.create_file_writer(str(logs), filename_suffix=".art_gan")
@@ -721,7 +724,7 @@ class Run:
         with errors_in_one_line():
             compiled = self.iteration.get_concrete_function(*batch)
         owners = [self.discriminator, self.generator, *self.others]
-        # Of a network, its dropout's random state, too; of a SeedGenerator, its state
+        # A network's `variables` include its dropout's random state; a SeedGenerator has `state`.
         held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
         self.state = keras.tree.flatten(held)
         check_state(compiled, self.state)
@@ -735,13 +738,13 @@ class Run:
 
     def check_settings(self, saved: dict) -> None:
         """Raise UserError, naming what differs, unless the run there is the same as this one."""
-        init = saved.setdefault("--init", None)  # states of earlier versions have none
+        init = saved.setdefault("--init", None)  # older checkpoints have none
         if not self.args.init or (isinstance(init, dict) and init.get("run") == self.args.init):
             self.settings["--init"] = init  # the networks were taken over when the run began
         now = dict(self.settings)
         if saved.get("keras") != now.pop("keras"):
-            del now["program"]  # another version of Keras may word it otherwise
-        both = [name for name in now if name in saved]  # states of earlier versions hold fewer
+            del now["program"]  # another version of Keras may write it differently
+        both = [name for name in now if name in saved]  # older checkpoints hold fewer
         if changes := differences({n: saved[n] for n in both}, {n: now[n] for n in both}):
             more = f"; and {len(changes) - 3} more" * (len(changes) > 3)
             hint = f"with --init {shlex.quote(self.args.output)} it begins with these networks"
@@ -754,7 +757,7 @@ class Run:
         if not found:
             raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
         values, history, settings = found
-        # States of earlier versions have no names. With another optimizer, only networks fit them.
+        # Older checkpoints hold no names: match by order, only the networks if the count differs.
         networks = self.discriminator.variables + self.generator.variables
         same = self.state if len(values) == len(self.state) else networks
         names = settings.get("variables", [path_of(variable) for variable in same])
@@ -764,7 +767,8 @@ class Run:
             path = path_of(variable)
             value = saved.get(path)
             if value is not None and value.shape == variable.shape:
-                restore(variable, value)
+                if variable.name != "learning_rate":  # that is what the code says
+                    variable.assign(value)
             elif path in needed:
                 there = "has none" if value is None else f"is {value.shape}"
                 problem = f"its {path} {there}, here it is {tuple(variable.shape)}"
@@ -780,7 +784,7 @@ class Run:
         if found and not self.args.fresh:
             problem = f"holds {names}, but no checkpoint that shows which run they are of"
             raise UserError(f"{self.output}: {problem}; move them, {START_OVER}")
-        # Checkpoints first, and for good: after a power cut, none may come back without the rest.
+        # Checkpoints first, each removal synced: a power cut must not leave one without its files.
         for path in checkpoint_paths(self.output):
             path.unlink()
             sync(path.parent)
@@ -823,7 +827,7 @@ class Run:
         header = ",".join(("epoch", *METRICS))
         with replace_file(self.output / "metrics.csv") as temporary:
             np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
-        self.save_state()  # last: a run that is finished does not write the files above again
+        self.save_state()  # last: if it is the final one, nothing writes the files above again
         self.write_log()
 
     def save_state(self) -> None:
@@ -856,7 +860,7 @@ class Run:
         except tf.errors.OpError as error:  # a full disk, for example
             self.log = None
             problem = f"the TensorBoard log ends here ({reason(error)})"
-            say(f"warning: {problem}; resume the run to write it anew", "stderr")
+            say(f"warning: {problem}; resume the run to write it again", "stderr")
 
     def finish(self) -> int:
         """Make the time-lapse of a finished run, and say what comes next; returns the exit code."""
@@ -872,14 +876,14 @@ class Run:
 
 
 def differences(saved: dict, now: dict) -> list[str]:
-    """What differs between two records of the same names, in words, what tells most first."""
+    """The differences between two records as text, the most informative ones first."""
 
     def in_words(value: Any) -> str:
         return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.120}"
 
     old, new = dict(flattened(saved)), dict(flattened(now))
     changed = [name for name in old | new if old.get(name) != new.get(name)]
-    # Last, of a layer that only one of them has, all but its class, which says enough
+    # If only one of them has a layer, its class says enough: its other settings come last.
     changed.sort(key=lambda n: (n not in old or n not in new) and not n.endswith(" class_name"))
     return [f"{n} was {in_words(old.get(n))}, is {in_words(new.get(n))}" for n in changed]
 
@@ -959,7 +963,7 @@ def check_saveable(network: keras.Model) -> None:
 
 
 def cause(error: Exception) -> str:
-    """What is wrong with a network, in one line: what Keras' text says last, or all it says."""
+    """What is wrong with a network, in one line: the last part of Keras' message, or all of it."""
     text = str(error).rpartition("Exception encountered: ")[2]
     bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)  # how Keras marks it
     return f"{' '.join((bold[1] if bold else text).split()):.200}" or type(error).__name__
@@ -989,8 +993,8 @@ def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
 def verdict(history: np.ndarray, known: int) -> str | None:
     """What to say if one network has won since iteration `known`; None if not, or if said before.
 
-    The bounds are of means that only this cross-entropy has together: with a loss of one's own, it
-    is better to say nothing than something wrong.
+    The means have to be within bounds that only this cross-entropy meets: with another loss, it
+    is better to say nothing than something wrong. (16.1 is its largest value.)
     """
 
     def within(values: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -1023,7 +1027,7 @@ def checkpoint_paths(output: Path) -> list[Path]:
 
 def remove_old_states(saved: Path) -> None:
     """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
-    # Those after `saved` come last: they are damaged, or the run would have resumed from them.
+    # Later ones than `saved` must be damaged, or the run would have used them: sort them last.
     states = sorted(checkpoint_paths(saved.parent.parent), key=lambda path: path.stem > saved.stem)
     now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
     for place, path in enumerate(states[CHECKPOINTS:], CHECKPOINTS):
@@ -1057,14 +1061,8 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
     return None
 
 
-def restore(variable: keras.Variable, value: np.ndarray) -> None:
-    """Give a variable its saved value. A learning rate is no state: it is what the code says."""
-    if variable.name != "learning_rate":
-        variable.assign(value)
-
-
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, all of them on the disk before anything is written there."""
+    """Make a folder and its parents, and sync each, so that they survive a power cut."""
     for missing in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
         missing.mkdir(exist_ok=True)
         sync(missing.parent)
@@ -1088,7 +1086,7 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
 
 
 def find_files(output: Path, names: re.Pattern, unfinished: bool = False) -> list[Path]:
-    """Files whose names relative to `output` match, or the parts of such that a kill has left."""
+    """Files in `output` whose relative names match; if `unfinished`, their leftover .part files."""
     found = []
     for path in sorted(output.glob("*/*")) + sorted(output.glob("*")):
         relative = path.relative_to(output).as_posix()
@@ -1118,7 +1116,7 @@ def build_painter(generator: keras.Model) -> Callable[[Iterable], Iterator[np.nd
         while batch := list(itertools.islice(vectors, PREVIEW_COUNT)):
             padded = np.pad(batch, [(0, PREVIEW_COUNT - len(batch)), (0, 0)])
             generated_images = 0.5 * fast_generator(padded, training=False).numpy() + 0.5
-            # Clipped, as a generator without tanh goes beyond: 256 would become 0
+            # Clipped: without tanh, values can exceed 1, and 256 would wrap around to 0
             yield from np.clip(generated_images * 255, 0, 255).astype(np.uint8)[: len(batch)]
 
     return paint
@@ -1137,7 +1135,7 @@ def open_preview(path: Path) -> Image.Image | None:
 
 
 def save_animation(path: Path, frames: Iterable[Image.Image], duration: int, text: str) -> None:
-    """Write RGB frames as an endless animation; `duration` is that of one, in milliseconds."""
+    """Write RGB frames as a looping animation; `duration` is milliseconds per frame."""
     first, *others = frames
     exif = Image.Exif()
     exif[ExifTags.Base.ImageDescription] = text
@@ -1168,7 +1166,7 @@ def save_timelapse(path: Path, previews: list[Path]) -> None:
 
 
 def open_generator(path: Path) -> keras.Model:
-    """Open a generator of any origin. Raises UserError if it is none, OSError if it cannot."""
+    """Open any generator file. Raises UserError if it is not one, OSError if it is unreadable."""
     path.open("rb").close()  # outside the try: a disk error is not a damaged file
     try:
         generator = keras.models.load_model(path, compile=False)
@@ -1252,7 +1250,7 @@ def interpolate(points: np.ndarray) -> np.ndarray:
 
 
 # ---- Device, signals, screen ----------------------------------------------------------------
-# What is printed comes after what is saved, and nothing that happens to a terminal ends a run.
+# A run prints only after it has saved, and goes on if printing fails.
 
 
 def select_device(args: argparse.Namespace) -> str:
@@ -1263,7 +1261,7 @@ def select_device(args: argparse.Namespace) -> str:
             tf.config.experimental.set_memory_growth(GPUS[0], True)  # leave room for --generate
         return tf.config.experimental.get_device_details(GPUS[0]).get("device_name", GPUS[0].name)
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
-    # In tensorflow[and-cuda], but not in PyTorch, which brings NVIDIA's other packages everywhere
+    # tensorflow[and-cuda] installs cuda_nvcc; PyTorch, which installs the others, does not.
     packages = any((folder / "cuda_nvcc").is_dir() for folder in NVIDIA)
     if not hidden and (packages or any(Path("/dev").glob("nvidia[0-9]*")) or which("nvidia-smi")):
         TENSORFLOW_LINES.seek(0)
@@ -1315,8 +1313,8 @@ def is_terminal() -> bool:
 def progress_line(first: int, epochs: int) -> Iterator[Callable[[int, tf.Tensor, bool], None]]:
     """Give `show`: a terminal's progress bar, and the article's printed line at each preview."""
     text = TextColumn("{task.completed}/{task.total} {task.description}", markup=False)
-    # The pace is that of the 1,000 iterations that were shown last. No thread draws the bar: it
-    # would fail on its own when the terminal is closed.
+    # The pace is the mean over the last 1,000 updates of the bar. No thread draws it: its error
+    # when the terminal is closed could not be caught here.
     options = {"speed_estimate_period": float("inf"), "auto_refresh": False}
     # A short bar, as a narrow terminal cuts the text
     progress = Progress(text, BarColumn(8), disable=not is_terminal(), **options)
@@ -1355,7 +1353,7 @@ def progress_line(first: int, epochs: int) -> Iterator[Callable[[int, tf.Tensor,
 
 
 # ---- Command line ---------------------------------------------------------------------------
-# Bad options end with 2, and nothing is touched.
+# Wrong options end with exit code 2, before any file is touched.
 
 
 def whole_number(text: str, least: int) -> int:
@@ -1374,7 +1372,7 @@ def picture_numbers(text: str) -> list[int]:
 
 
 def file_name(text: str) -> str:
-    """An argparse type: a path. An empty one, of an unset variable, would be the current folder."""
+    """An argparse type: a path, not "" (an unset shell variable), which means this folder."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
     return os.path.normpath(text)
@@ -1405,12 +1403,12 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     faster = "half precision may be faster (%(default)s)"
     add("--precision", choices=precisions, default="float32", help=faster)
-    add("--init", type=file_name, metavar="RUN", help="folder of a run, to begin with its networks")
+    add("--init", type=file_name, metavar="RUN", help="start from the networks of the run in RUN")
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
     jobs = parser.add_mutually_exclusive_group()
-    jobs.add_argument("--fresh", action="store_true", help="remove the run in --output, start over")
+    jobs.add_argument("--fresh", action="store_true", help="delete the run and its art, start over")
     jobs.add_argument("--generate", type=from_one, metavar="N", help="paint N new pictures")
-    loop = "animate a loop through N new pictures, or through those of the numbers 3,17,42"
+    loop = "animate a loop through N new pictures, or for example through pictures 3,17,42"
     jobs.add_argument("--interpolate", type=picture_numbers, metavar="N", help=loop)
     source = "paint with the generator of preview N, or with that file"
     add("--from", dest="source", type=generator_name, metavar="N or FILE", help=source)

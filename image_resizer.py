@@ -35,12 +35,13 @@ IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
 MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # decoded at a time; Pillow's limit for one
 BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but cannot decode
-FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL)  # others: the disk's
+FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL)  # others: a disk's
 # By EXIF's orientation: how to turn a picture upright
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
-# Metadata that is of no use here is not looked at: where it is broken, it would cost the picture.
+BITS, PHOTOMETRIC, PLANAR, COLORMAP, SAMPLEFORMAT = 258, 262, 284, 320, 339  # tags of a TIFF
+# Skip metadata that is not needed here: Pillow rejects a picture in which it is broken.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
 for kind in ("iCCP", "gAMA", "cHRM", "sRGB", "pHYs"):
     setattr(PngImagePlugin.PngStream, f"chunk_{kind}", lambda png, _, size: png.fp.read(size))
@@ -55,7 +56,7 @@ class UserError(Exception):
 
 @contextmanager
 def tolerate(stream: str) -> Iterator[None]:
-    """Let printing to `stream` ("stdout" or "stderr") fail: nothing more is shown there then."""
+    """Ignore a failure to print to `stream` ("stdout" or "stderr"), and print no more there."""
     try:
         yield
     except BlockingIOError:  # the reader of a pipe is slow: only this text is lost
@@ -66,7 +67,7 @@ def tolerate(stream: str) -> Iterator[None]:
 
 
 def say(line: str, stream: str = "stdout") -> None:
-    """Print one line at once. A file's name may hold anything, so all but text is escaped."""
+    """Print one line and flush. File names may hold control characters, so these are escaped."""
     with tolerate(stream):
         if file := getattr(sys, stream):  # None if it was closed when Python started
             line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
@@ -81,7 +82,7 @@ def reason(error: BaseException) -> str:
 
 
 def sync(folder: Path) -> None:
-    """Make renaming and removing in a folder last through a power cut, where the disk can."""
+    """Sync a folder, so that renames and removals in it survive a power cut, if possible."""
     with suppress(OSError), ExitStack() as stack:
         descriptor = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, descriptor)
@@ -93,9 +94,9 @@ PART = re.compile(r"\.part-[0-9a-f]{16}-(.+)", re.DOTALL)  # an unfinished file;
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a new empty file beside `path`, and rename it to `path` once it is on the disk.
+    """Give a temporary file to write to; then sync it to the disk and rename it to `path`.
 
-    If anything fails, it is removed and `path` stays as it was. An OSError names `path`.
+    If anything fails, that file is removed and `path` is unchanged. An OSError names `path`.
     """
     part = path.with_name(f".part-{secrets.token_hex(8)}-{path.name}")
     try:
@@ -111,7 +112,7 @@ def replace_file(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             part.unlink(missing_ok=True)
-    with suppress(KeyboardInterrupt):  # it comes too late
+    with suppress(KeyboardInterrupt):  # too late to undo anything
         sync(path.parent)
 
 
@@ -175,19 +176,18 @@ def list_files(folder: str) -> tuple[list[Path], int]:
 
 
 def mend(image: Image.Image) -> None:
-    """Correct what Pillow reads wrongly, before it is decoded. Raises UserError for the rest."""
+    """Correct what Pillow would decode wrongly; raise UserError for what cannot be corrected."""
     tag, clear = getattr(image, "tag_v2", {}).get, image.info.get("transparency")  # tag: of a TIFF
     coding = image.tile[0].args if image.tile else None
-    if clear is not None and coding in ("L;2", "L;4"):  # a PNG's, not scaled as its pixels are
+    if clear is not None and coding in ("L;2", "L;4"):  # PNG: Pillow scales only the pixels
         image.info["transparency"] = clear % 4 * 85 if coding == "L;2" else clear % 16 * 17
-    if image.mode in ("P", "PA") and max(tag(320, (256,))) < 256:  # a palette of 8 bits, not 16
-        image.palette.palette = bytes(tag(320))
-    if tag(258, (8,))[0] == 32 and "B" in coding[0]:  # libtiff has swapped these bytes already
-        native = coding[0].replace("B", "")
-        image.tile = [image.tile[0]._replace(args=(native, *coding[1:]))]
-    planes = tag(284) == 2 and image.mode in ("LA", "La", "PA")
-    signed = max(tag(339, (1,))) == 2 and tag(258)[0] < 32
-    measured = image.format in ("FITS", "MCIDAS") and image.mode[0] == "I"  # white may be anything
+    if image.mode in ("P", "PA") and max(tag(COLORMAP, (256,))) < 256:  # 8 bits, not 16
+        image.palette.palette = bytes(tag(COLORMAP))
+    if tag(BITS, (8,))[0] == 32 and "B" in coding[0]:  # libtiff has swapped these bytes already
+        image.tile = [image.tile[0]._replace(args=(coding[0].replace("B", ""), *coding[1:]))]
+    planes = tag(PLANAR) == 2 and image.mode in ("LA", "La", "PA")
+    signed = max(tag(SAMPLEFORMAT, (1,))) == 2 and tag(BITS, (1,))[0] < 32
+    measured = image.format in ("FITS", "MCIDAS") and image.mode[0] == "I"  # white is unknown
     deep = clear is not None and coding == "RGB;16B"
     if image.format == "JPEG2000" and len(image.getbands()) > 1:  # white of 9 bits becomes black
         image.fp.seek(0)
@@ -201,12 +201,12 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB, on white if transparent. Colour profiles are ignored, as in the article."""
     if image.mode[0] in "IF":  # Pillow's own conversion clips at 255
         tag, clear = getattr(image, "tag_v2", {}).get, image.info.get("transparency")
-        white = 1 if image.mode == "F" else 4095 if tag(258, (16,))[0] == 12 else 65535
+        white = 1 if image.mode == "F" else 4095 if tag(BITS, (16,))[0] == 12 else 65535
         values = np.asarray(image)
         if not 0 <= values.min() <= values.max() <= white:  # also true if one is NaN
             raise UserError(f"32-bit grey outside 0..{white}; save it as an 8-bit PNG")
         grey = (values * np.float32(255 / white) + np.float32(0.5)).astype("u1")
-        image = Image.fromarray(255 - grey if tag(262) == 0 else grey)  # 0: white is zero
+        image = Image.fromarray(255 - grey if tag(PHOTOMETRIC) == 0 else grey)  # 0: white is zero
         if clear is not None:
             image.putalpha(Image.fromarray(values != clear).convert("L"))
     image = image.convert("LA") if image.mode == "La" else image
@@ -239,7 +239,7 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
 def room_for(pixels: int) -> Iterator[None]:
     """Wait until this many pixels fit into memory beside those that other threads decode."""
     units = min(1 + pixels // 10**6, MEGAPIXELS)
-    with TURN:  # or two might wait for each other for ever
+    with TURN:  # one thread at a time, or two could deadlock
         for _ in range(units):
             BUDGET.acquire()
     try:
@@ -256,7 +256,7 @@ def why_not(path: Path, start: bytes, error: Exception) -> str:
         return f"too large: {megapixels} megapixels; shrink it"
     if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
         return "HEIC; pip install pillow-heif, or export it as JPEG"
-    if not is_picture(path) and (unknown or b"\0" not in start):  # or a text
+    if not is_picture(path) and (unknown or b"\0" not in start):  # or a text file
         return ""
     return "empty, or not a picture that Pillow knows" if unknown else reason(error)
 
@@ -269,11 +269,11 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
     """
     if path.exists() and not path.is_file():
         raise UserError  # a pipe or a device: reading it may never end
-    with path.open("rb") as file:  # Pillow would map it: a disk that goes away would kill the run
+    with path.open("rb") as file:  # by its path, Pillow would map it: a lost disk kills the run
         start = file.read(4096)
         file.seek(0)
         try:
-            jpeg = start.startswith(b"\xff\xd8")  # as a JPEG: draft() can shrink a large one; .mpo
+            jpeg = start.startswith(b"\xff\xd8")  # .mpo, too: a JpegImageFile can draft()
             image = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file)
             if image.format in STUBS:
                 raise Image.UnidentifiedImageError
@@ -284,7 +284,7 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
                 raise Image.DecompressionBombError(pixels)
             with room_for(pixels):
                 return decode(image, shape, crop)
-        except Exception as error:  # damaged files raise almost any of them
+        except Exception as error:  # damaged files make Pillow raise anything
             if isinstance(error, UserError) or getattr(error, "errno", None):
                 raise
             file.seek(0)
@@ -295,11 +295,11 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove what killed runs left of `target`. A running one has its own file locked."""
+    """Remove the unfinished files of killed runs; a run that still goes on has its file locked."""
     for path in target.parent.iterdir():
         name = PART.fullmatch(path.name)
         with suppress(OSError):  # it is gone or locked, or locks are not supported here
-            # An empty one may have just been made, and is locked next.
+            # An empty one may be new, made by a run that has not locked it yet.
             if name and name[1] == target.name and path.stat().st_size:
                 with path.open("rb") as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -309,10 +309,11 @@ def remove_leftovers(target: Path) -> None:
 def write_pictures(
     file: BinaryIO, paths: list[Path], shape: Shape, crop: bool
 ) -> tuple[int, int, list[str]]:
-    """Write pictures in order. Return how many, how many were skipped, and others: ["2 .md"]."""
+    """Write pictures in order. Return the counts: written, skipped, others such as ["2 .md"]."""
     count, skipped, others = 0, 0, Counter()
     with ExitStack() as stack, warnings.catch_warnings(action="ignore"):  # Pillow's, about oddities
-        pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))  # Pillow releases the GIL
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        pool = ThreadPoolExecutor(cores)  # Pillow releases the GIL
         stack.callback(pool.shutdown, cancel_futures=True)
         for start in range(0, len(paths), IN_FLIGHT):
             batch = paths[start : start + IN_FLIGHT]
@@ -356,7 +357,7 @@ def resize_folder(
         if need > shutil.disk_usage(target.parent).free:
             raise OSError(errno.ENOSPC, f"{need / 1e9:.1f} GB do not fit on that disk")
         remove_leftovers(target)
-        # What is opened first is closed last: the file stays locked until it is renamed.
+        # `stack` closes the file after replace_file has renamed it: it stays locked until then.
         with ExitStack() as stack, replace_file(target) as part:
             file = stack.enter_context(part.open("rb+"))
             with suppress(OSError):  # locks are not supported here
@@ -388,7 +389,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--output", default=IMAGE_FILE, help="file to write (%(default)s)")
     size = "in pixels, such as 128 or 96x128 (%(default)s)"
     add("--size", type=parse_size, default=str(IMAGE_SIZE), help=size)
-    add("--crop", action="store_true", help="use only the centre of each picture, in that shape")
+    add("--crop", action="store_true", help="crop pictures to that shape, do not stretch them")
     add("--grey", action="store_true", help="make grey pictures, as IMAGE_CHANNELS = 1 does")
     args = parser.parse_args(argv)
     shape = (*args.size, 1 if args.grey else IMAGE_CHANNELS)
@@ -417,7 +418,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    if sys.stderr:  # libtiff prints to descriptor 2, without a file's name: send that nowhere
+    if sys.stderr:  # libtiff prints to descriptor 2 without naming the file: discard that
         sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding, sys.stderr.errors)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # Pillow also raises what it logs

@@ -301,6 +301,9 @@ PATCHES = in_discriminator(("    model.add(layers.Flatten())\n", ""))
 CRITIC = [NO_SIGMOID, (LABELS, "Y_REAL, Y_FAKE = 1.0, -1.0")]
 EDITS = {
     "two optimizers": [*TWO_OPTIMIZERS, (RETURN, "return iteration, fast, slow")],
+    "a learning rate that falls": [
+        in_iteration("optimizer.learning_rate.assign(0.5 * optimizer.learning_rate)")
+    ],
     "averaged generator, schedule": [
         *AVERAGE,
         (OPTIMIZER, f"optimizer = {SCHEDULE}"),
