@@ -46,6 +46,7 @@ import numpy as np
 from PIL import ExifTags, Image
 from rich.progress import BarColumn, Progress, TextColumn, track
 
+import image_resizer
 from image_resizer import PART, UserError, doublings, reason, replace_file, say, sync, tolerate
 
 os.environ["KERAS_BACKEND"] = "tensorflow"  # whatever keras.json says
@@ -1386,7 +1387,7 @@ def generator_name(text: str) -> str:
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
     """The command line's options. Raises SystemExit if they are wrong."""
     text = "Train a GAN that paints; the same command resumes where it stopped."
-    parser = argparse.ArgumentParser(description=text, epilog="Defaults are in parentheses.")
+    parser = image_resizer.Parser(description=text, epilog="Defaults are in parentheses.")
     add = parser.add_argument
     from_zero, from_one = (partial(whole_number, least=least) for least in (0, 1))
     kept = f"the newest {CHECKPOINTS} and those of the last {UPLOAD_SECONDS} seconds are kept"

@@ -19,7 +19,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NoReturn
+
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while NumPy loads: no traceback
 
 import numpy as np
 from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
@@ -34,18 +37,15 @@ SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
 IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
 MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # decoded at a time; Pillow's limit for one
 BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises but cannot decode
-FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL)  # others: a disk's
+STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "XBM", "XPM"}  # Pillow cannot decode them, or not rightly
+# Errors that are about one file; others are about the disk
+FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 # By EXIF's orientation: how to turn a picture upright
 TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
 TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
 BITS, PHOTOMETRIC, PLANAR, COLORMAP, SAMPLEFORMAT = 258, 262, 284, 320, 339  # tags of a TIFF
-# Skip metadata that is not needed here: Pillow rejects a picture in which it is broken.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 1 << 28
-for kind in ("iCCP", "gAMA", "cHRM", "sRGB", "pHYs"):
-    setattr(PngImagePlugin.PngStream, f"chunk_{kind}", lambda png, _, size: png.fp.read(size))
-for marker in {*range(0xFFE0, 0xFFF0)} - {0xFFE1}:  # all but EXIF
+for marker in (0xFFE0, *range(0xFFE2, 0xFFF0)):  # a JPEG's metadata but EXIF: it may be broken
     JpegImagePlugin.MARKER[marker] = ("", "", JpegImagePlugin.Skip)
 Shape = tuple[int, int, int]  # height, width, channels
 
@@ -79,6 +79,15 @@ def reason(error: BaseException) -> str:
     """Return what is wrong in one line: the system's words, the first line, or the type."""
     text = getattr(error, "strerror", None) or error
     return next(iter(str(text).strip().splitlines()), type(error).__name__)
+
+
+class Parser(ArgumentParser):
+    """An ArgumentParser that says in one escaped line what is wrong, and ends with code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Called by argparse."""
+        say(f"{self.prog}: error: {message}", "stderr")
+        sys.exit(2)
 
 
 def sync(folder: Path) -> None:
@@ -126,7 +135,8 @@ def doublings(height: int, width: int) -> int:
 
 def parse_size(text: str) -> tuple[int, int]:
     """Return (height, width) for a size such as 128 or 96x128. Raises ArgumentTypeError."""
-    sides = [int(side) for side in text.split("x")] if re.fullmatch(r"\d+(x\d+)?", text) else [0]
+    sizes = re.fullmatch(r"\d{1,9}(x\d{1,9})?", text)
+    sides = [int(side) for side in text.split("x")] if sizes else [0]
     if doublings(sides[-1], sides[0]):
         return sides[-1], sides[0]
     sides = [min(max(side, 32), 512) for side in sides]
@@ -163,15 +173,21 @@ def list_files(folder: str) -> tuple[list[Path], int]:
     seen, files, skipped = set(Path(folder).resolve().parents), [], []
     walk = os.walk(folder, onerror=lambda e: skipped.append(skip(e.filename, e)), followlinks=True)
     for parent, folders, names in walk:
-        if (real := Path(parent).resolve()) in seen:
-            skipped.append(skip(parent, UserError("a link to a folder that is read anyway")))
+        real, problem = Path(parent).resolve(), None
+        if real in seen:
+            problem = "a link to a folder that is read anyway"
+        elif len(real.parts) > 500:  # Python 3.11 cannot go much deeper
+            problem = "nested too deeply"
+        if problem:
+            skipped.append(skip(parent, UserError(problem)))
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
-    dangling = {path for path in files if path.is_symlink() and not path.exists()}
-    skipped += [skip(path, UserError("a link to nothing")) for path in sorted(dangling)]
+    dangling = {path for path in files if os.path.islink(path) and not os.path.exists(path)}
+    problem = UserError("a link to nothing that can be read")
+    skipped += [skip(path, problem) for path in sorted(dangling)]
     return sorted(set(files) - dangling), len(skipped)
 
 
@@ -181,6 +197,8 @@ def mend(image: Image.Image) -> None:
     coding = image.tile[0].args if image.tile else None
     if clear is not None and coding in ("L;2", "L;4"):  # PNG: Pillow scales only the pixels
         image.info["transparency"] = clear % 4 * 85 if coding == "L;2" else clear % 16 * 17
+    if image.format == "TIFF":
+        image.info.pop("xmp", None)  # one of a wrong type would cost the picture
     if image.mode in ("P", "PA") and max(tag(COLORMAP, (256,))) < 256:  # 8 bits, not 16
         image.palette.palette = bytes(tag(COLORMAP))
     if tag(BITS, (8,))[0] == 32 and "B" in coding[0]:  # libtiff has swapped these bytes already
@@ -189,11 +207,17 @@ def mend(image: Image.Image) -> None:
     signed = max(tag(SAMPLEFORMAT, (1,))) == 2 and tag(BITS, (1,))[0] < 32
     measured = image.format in ("FITS", "MCIDAS") and image.mode[0] == "I"  # white is unknown
     deep = clear is not None and coding == "RGB;16B"
-    if image.format == "JPEG2000" and len(image.getbands()) > 1:  # white of 9 bits becomes black
+    if image.format == "JPEG2000":  # Pillow does not scale other depths, or indices of a palette
         image.fp.seek(0)
-        _, found, header = image.fp.read(4096).partition(b"\xff\x4f\xff\x51")
-        deep = found and header[38] & 127 > 7
-    if planes or signed or measured or deep:
+        found = re.search(rb"(?:\A|jp2c)\xff\x4f\xff\x51(.{39})", image.fp.read(), re.DOTALL)
+        bits = 1 + (found[1][38] & 127) if found else 0
+        deep = bits != 8 and not (image.mode == "I;16" and bits > 9)
+    swapped = (image.format, image.mode) == ("PSD", "1")
+    swapped |= image.format == "SUN" and coding[0] in ("BGRX", "RGBX")
+    if image.format == "TGA" and image.mode == "RGBA":  # it may say that the fourth byte is unused
+        image.fp.seek(17)
+        swapped |= coding[0] == "BGRA;15Z" or not image.fp.read(1)[0] & 15
+    if planes or signed or measured or deep or swapped:
         raise UserError("a rare kind that Pillow misreads; save it as an 8-bit PNG")
 
 
@@ -235,6 +259,26 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     return np.asarray(picture).reshape(shape)
 
 
+class PngStream(PngImagePlugin.PngStream):
+    """Pillow's reader of PNGs, but broken or very long metadata does not cost the picture."""
+
+    def call(self, cid: bytes, pos: int, length: int) -> bytes:
+        """Read a chunk's content."""
+        if cid in (b"tEXt", b"zTXt", b"iTXt"):  # may hold the orientation
+            with suppress(Exception):
+                return super().call(cid, pos, length)
+            return b""
+        needed = cid[:1].isupper() or cid in (b"tRNS", b"eXIf")
+        return super().call(cid, pos, length) if needed else self.fp.read(length)
+
+    def crc(self, cid: bytes, data: bytes) -> None:
+        """Compare a chunk's checksum if the pixels depend on that chunk."""
+        (super().crc if cid[:1].isupper() or cid == b"tRNS" else self.crc_skip)(cid, data)
+
+
+PngImagePlugin.PngStream = PngStream
+
+
 @contextmanager
 def room_for(pixels: int) -> Iterator[None]:
     """Wait until this many pixels fit into memory beside those that other threads decode."""
@@ -254,7 +298,7 @@ def why_not(path: Path, start: bytes, error: Exception) -> str:
     if isinstance(error, Image.DecompressionBombError):
         megapixels = int(re.search(r"\d+", reason(error))[0]) // 10**6
         return f"too large: {megapixels} megapixels; shrink it"
-    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
         return "HEIC; pip install pillow-heif, or export it as JPEG"
     if not is_picture(path) and (unknown or b"\0" not in start):  # or a text file
         return ""
@@ -277,10 +321,11 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
             image = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file)
             if image.format in STUBS:
                 raise Image.UnidentifiedImageError
-            pixels, side = image.width * image.height, 4 * max(shape)
-            if pixels > MEGAPIXELS * 10**6:
+            pixels, side, most = image.width * image.height, 4 * max(shape), MEGAPIXELS * 10**6
+            # A progressive JPEG is held in memory whole, however small the draft
+            if pixels > most and not (image.info.get("progressive") and pixels > 4 * most):
                 image.draft(None, (side, side))
-            if image.width * image.height > MEGAPIXELS * 10**6:
+            if image.width * image.height > most:
                 raise Image.DecompressionBombError(pixels)
             with room_for(pixels):
                 return decode(image, shape, crop)
@@ -340,15 +385,16 @@ def resize_folder(
     Returns how many it wrote, how many files and folders it skipped, what else there was, and how
     many pictures in sub-folders it did not read.
     """
-    target = Path(output).resolve()  # if `output` is a link, it stays one
-    if target.exists() and not (target.is_file() and Path(output).suffix == ".npy"):
-        raise UserError(f"--output {output!r} is not a .npy file; name one, such as {IMAGE_FILE}")
     Image.init()  # here, so that the threads do not race to load Pillow's formats
     with suppress(ImportError):  # if it is there, it reads HEIC
         import pillow_heif
 
         pillow_heif.register_heif_opener()
     try:
+        target = Path(os.path.realpath(output))  # if `output` is a link, it stays one
+        if target.exists() and not (target.is_file() and target.suffix == ".npy"):
+            problem = f"--output {output!r} is not a .npy file"
+            raise UserError(f"{problem}; name one, such as {IMAGE_FILE}")
         os.listdir(image_dir)
         files, failed = list_files(image_dir)
         paths = [path for path in files if recursive or path.parent == Path(image_dir)]
@@ -382,7 +428,7 @@ def resize_folder(
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; return the exit code: 0, 1 for an error, 130 if interrupted."""
-    parser = ArgumentParser(description=__doc__, epilog="Defaults are in parentheses.")
+    parser = Parser(description=__doc__, epilog="Defaults are in parentheses.")
     add = parser.add_argument
     add("image_dir", nargs="?", default=IMAGE_DIR, help="folder of pictures (%(default)s)")
     add("--recursive", action="store_true", help="read its sub-folders too")
@@ -422,5 +468,7 @@ if __name__ == "__main__":
         sys.stderr = os.fdopen(os.dup(2), "w", 1, sys.stderr.encoding, sys.stderr.errors)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)  # Pillow also raises what it logs
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the run as Ctrl-C does
     sys.exit(main())

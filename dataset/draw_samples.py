@@ -7,7 +7,6 @@ picture has its own random generator, seeded by [seed, number]: the same seed dr
     python dataset/draw_samples.py --count 2000 --output dataset/drawn        a full-size set
 """
 
-import argparse
 import signal
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # where image_resizer.py is
-from image_resizer import reason, replace_file, say
+from image_resizer import Parser, reason, replace_file, say
 
 SUPERSAMPLE = 2  # paint larger and shrink at the end: smooth edges, finer brushwork
 JPEG_QUALITY = 78
@@ -365,7 +364,7 @@ def draw(number: int, seed: int, digits: int, output: Path) -> None:
 
 def main() -> None:
     """Draw all the pictures, on all cores."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=64, help="how many pictures")
     parser.add_argument("--seed", type=int, default=1907, help="another seed, other pictures")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "sample")

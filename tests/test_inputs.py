@@ -186,6 +186,13 @@ def test_a_bad_option_is_refused_by_the_command():
     assert line.endswith("argument --batch-size: '0' is not a whole number from 1 to 4294967295")
 
 
+def test_a_bad_option_is_one_line_without_control_characters(main, capsys):
+    with pytest.raises(SystemExit):
+        main("x\x1b[31mred")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("error: unrecognized arguments: x\\x1b[31mred")
+
+
 # ---- Another run than the one in the folder -------------------------------------------------
 
 

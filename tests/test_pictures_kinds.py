@@ -8,7 +8,7 @@ import pytest
 from helpers_resizer import COLOUR, GREY, difference, grey_rgb, load, png, tiff
 from PIL import Image
 
-from image_resizer import to_rgb
+from image_resizer import UserError, to_rgb
 
 # Photometric: channels, and how samples in 0..1 become red, green and blue
 SCHEMES = {
@@ -130,6 +130,53 @@ def test_deep_colours_in_jpeg_2000_are_refused(tmp_path):
             data = imagecodecs.jpeg2k_encode(deep, level=0, bitspersample=bits)
             found = difference(data, samples.reshape(32, 32, -1), tmp_path)
             assert found is None if (samples.ndim, bits) > (3, 8) else found == 0
+
+
+def test_shallow_jpeg_2000_is_refused(tmp_path):
+    """Pillow does not scale values of less than 8 bits, and misreads such indices of a palette."""
+    file = io.BytesIO()
+    Image.fromarray(GREY).save(file, "JPEG2000")
+    assert difference(file.getvalue(), grey_rgb(GREY), tmp_path) == 0
+    data = bytearray(file.getvalue())
+    data[data.index(b"\xff\x4f\xff\x51") + 42] = 3  # bits of a sample, less one
+    assert difference(bytes(data), 0, tmp_path) is None
+    fake = struct.pack(">I", 5012) + b"xml \xff\x4f\xff\x51" + b"\3" * 5000
+    data = file.getvalue()
+    place = data.index(b"jp2c") - 4
+    assert difference(data[:place] + fake + data[place:], grey_rgb(GREY), tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("depth", "flags", "read"), [(24, 0, True), (32, 8, True), (32, 0, False), (16, 1, False)]
+)
+def test_tga_whose_alpha_is_none(tmp_path, depth, flags, read):
+    """Pillow makes the unused bits of a pixel transparent."""
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 32, 32, depth, 32 | flags)
+    pixels = [COLOUR[..., ::-1]]
+    if depth == 32:
+        pixels.append(np.full((32, 32, 1), 255 if read else 0, np.uint8))
+    elif depth == 16:
+        pixels = [np.full((32, 32, 2), 255, np.uint8)]
+    data = header + np.concatenate(pixels, -1).astype("u1").tobytes()
+    assert difference(data, COLOUR, tmp_path) == (0 if read else None)
+
+
+def test_kinds_that_pillow_swaps_are_refused(tmp_path):
+    sun = struct.pack(">8I", 0x59A66A95, 32, 32, 32, 32 * 32 * 4, 1, 0, 0)
+    assert difference(sun + bytes(32 * 32 * 4), 0, tmp_path) is None
+    psd = b"8BPS" + struct.pack(">H6xHIIHH", 1, 1, 32, 32, 1, 0) + bytes(12)
+    assert difference(psd + bytes(2 + 32 * 4), 0, tmp_path) is None
+    xbm = "#define a_width 8\n#define a_height 1\nstatic char a_bits[] = {\n0x01};\n"
+    (tmp_path / "a.xbm").write_text(xbm)
+    with pytest.raises(UserError) as error:
+        load(tmp_path / "a.xbm")
+    assert not str(error.value)  # counted with what is no picture
+
+
+def test_tiff_with_xmp_of_any_type(tmp_path):
+    for values in ([1, 2, 3], [0]):
+        data = tiff(COLOUR, 8, 2, {700: values, 274: [6]})
+        assert difference(data, np.rot90(COLOUR, -1), tmp_path) == 0
 
 
 @pytest.mark.parametrize("end", "<>")

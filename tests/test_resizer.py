@@ -66,7 +66,7 @@ def test_broken_pictures_are_named_and_others_ignored(dataset, tmp_path):
         ["skipped 'dataset/cut.jpg'"],
         ["skipped 'dataset/cut_without_suffix'"],
         ["skipped 'dataset/empty.PNG'", unknown],
-        ["skipped 'dataset/gone.jpg'", "a link to nothing"],
+        ["skipped 'dataset/gone.jpg'", "a link to nothing that can be read"],
         ["skipped 'dataset/tags.tif'", unknown],
         ["skipped 'dataset/text.jpg'", unknown],
         ["skipped 'dataset/two\\nlines.gif'", unknown],

@@ -114,6 +114,15 @@ def test_failure_without_a_picture_leaves_the_older_file(tmp_path):
     assert older.read_bytes() == b"older" and os.listdir(tmp_path) == ["old.npy"]
 
 
+def test_an_interruption_while_it_loads_is_no_traceback(dataset, tmp_path):
+    for tenths in (1, 2, 3):
+        process = start("dataset", cwd=tmp_path)
+        time.sleep(tenths / 10)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert process.returncode in (0, 130, -signal.SIGINT) and "Traceback" not in err
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_new_file_has_ordinary_permissions_and_replaces_leftovers(dataset, tmp_path, mask, mode):
     (tmp_path / "disk").mkdir()

@@ -104,10 +104,46 @@ def test_forbidden_folders(dataset, tmp_path, forbidden):
     assert done.stderr.count("\n") == 1 and "Permission denied; " in done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--size", "100"], ["--sise", "64"], ["a", "b"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--size", "100"], ["--sise", "64"], ["a", "b"], ["a", "\x1b[31mb"], ["--size", "9" * 5000]],
+)
 def test_bad_options_end_with_2(tmp_path, arguments):
     done = run(*arguments, cwd=tmp_path)
-    assert done.returncode == 2 and "image_resizer.py: error: " in done.stderr
+    assert done.returncode == 2 and done.stderr.startswith("image_resizer.py: error: ")
+    assert done.stderr.count("\n") == 1 and "\x1b" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["picture", "long", "gone"])
+def test_outputs_that_cannot_be_written(dataset, tmp_path, name):
+    output = {"long": "x" * 300 + ".npy", "gone": "gone/x.npy"}.get(name, f"{name}.npy")
+    if name == "picture":
+        (tmp_path / output).symlink_to("dataset/a.jpg")
+    before = (dataset / "a.jpg").read_bytes()
+    done = run("dataset", "--output", output, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith("image_resizer.py: er")
+    assert "Traceback" not in done.stderr and (dataset / "a.jpg").read_bytes() == before
+
+
+def test_folders_that_are_nested_too_deeply_are_named(dataset, tmp_path):
+    deep = dataset
+    for _ in range(600):
+        deep = deep / "d"
+    os.makedirs(deep)
+    done = run("dataset", "--recursive", "--size", 32, cwd=tmp_path)
+    assert done.returncode == 0 and "nested too deeply\n" in done.stderr
+    assert "1 files skipped" in done.stdout
+
+
+@not_root
+@pytest.mark.parametrize("link", ["secret/a.png", "secret/sub"])
+def test_links_into_a_forbidden_folder_are_skipped(dataset, tmp_path, link):
+    (tmp_path / "secret" / "sub").mkdir(parents=True)
+    (dataset / "z.png").symlink_to(f"../{link}")
+    (tmp_path / "secret").chmod(0)
+    done = run("dataset", "--size", 32, cwd=tmp_path)
+    (tmp_path / "secret").chmod(0o700)
+    assert done.returncode == 0 and "skipped 'dataset/z.png': " in done.stderr
 
 
 def test_the_articles_command_hints_at_the_sample(dataset, tmp_path):
