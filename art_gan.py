@@ -18,7 +18,6 @@ import io
 import itertools
 import json
 import os
-import random
 import re
 import shlex
 import signal
@@ -594,13 +593,13 @@ def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: i
 # Files of training, files of painting, and those of both that --fresh removes
 LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
 RUN_FILES = re.compile(
-    r"checkpoint/\d{8}\.npz|trained-[1-9]\d*\.(png|keras)|(generator|discriminator)\.keras|"
+    r"checkpoint/[0-9]{8}\.npz|trained-[1-9][0-9]*\.(png|keras)|(generator|discriminator)\.keras|"
     rf"metrics\.csv|{re.escape(TIMELAPSE)}|{LOG_FILES.pattern}"
 )
-ART_FILES = re.compile(r"art/[\w.-]+-seed\d+-(\d{4,}|grid)\.png|interpolation-[\w.-]+\.webp")
+ART_FILES = re.compile(r"art/[\w.-]+-seed[0-9]+-([0-9]{4,}|grid)\.png|interpolation-[\w.-]+\.webp")
 FRESH_FILES = re.compile(
-    rf"{RUN_FILES.pattern}|art/(generator|trained)-\d+-seed\d+-(\d{{4,}}|grid)\.png|"
-    r"interpolation-(generator|trained)-\d+-seed\d+[\d-]*\.webp"
+    rf"{RUN_FILES.pattern}|art/(generator|trained)-[0-9]+-seed[0-9]+-([0-9]{{4,}}|grid)\.png|"
+    r"interpolation-(generator|trained)-[0-9]+-seed[0-9]+[0-9-]*\.webp"
 )
 START_OVER = "start over with --fresh, or use another --output"
 SEEDED = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
@@ -650,12 +649,14 @@ class Run:
             built = build_iteration(self.generator, self.discriminator)
             self.iteration, *self.others = keras.tree.flatten(built)
             keras.config.set_dtype_policy("float32")
-        for copy in self.float32_copies.values():
-            check_saveable(copy)
+            others = {f"optimizer {i}": owner for i, owner in enumerate(self.others, 1)}
+            owners = self.float32_copies | others
+            program = {name: configuration(owner) for name, owner in owners.items()}
+        check_saveable(self.float32_copies["discriminator"], image_shape)
+        check_saveable(self.float32_copies["generator"], (NOISE_SIZE,))
 
         sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
         options = ("batch_size", "save_freq", "seed", "precision")
-        program = self.float32_copies | {f"optimizer {i}": o for i, o in enumerate(self.others, 1)}
         settings = {
             "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
             "the shape of a picture": image_shape,
@@ -664,7 +665,7 @@ class Run:
             "--init": args.init and {"run": args.init},
             "labels": [np.asarray(label).tolist() for label in (Y_REAL, Y_FAKE)],
             "keras": keras.__version__,
-            "program": {name: configuration(owner) for name, owner in program.items()},
+            "program": program,
         }
         # In the form that JSON gives back; an object in a configuration becomes its type's name
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
@@ -695,6 +696,7 @@ class Run:
             self.check_settings(settings)
             if self.done < self.args.epochs:
                 self.compile_iteration()
+                self.check_settings(settings)  # again: the iteration is known now
                 if [v.shape for v in self.state] != [value.shape for value in values]:
                     raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
                 # The learning rate is what the code says, if the checkpoint may be of another code.
@@ -721,17 +723,20 @@ class Run:
         """Compile the iteration, collect `state`. Raises UserError if some of it is not saved."""
         shapes = self.discriminator.input_shape[1:], (NOISE_SIZE,)
         batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
-        before = repr((np.random.get_state(), random.getstate()))
         with errors_in_one_line():
             compiled = self.iteration.get_concrete_function(*batch)
-        owners = [self.discriminator, self.generator, *self.others]
-        # A network's `variables` include its dropout's random state; a SeedGenerator has `state`.
-        held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
-        self.state = keras.tree.flatten(held)
-        check_state(compiled, self.state)
-        if before != repr((np.random.get_state(), random.getstate())):
-            problem = "random numbers of Python or numpy would be drawn once for all iterations"
-            raise UserError(f"{problem}; {SEEDED}")
+            again = tf.function(self.iteration.python_function, autograph=False)
+            owners = [self.discriminator, self.generator, *self.others]
+            # Of a network also its dropout's random state; a SeedGenerator has `state`.
+            held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
+            self.state = keras.tree.flatten(held)
+            check_iteration(compiled, self.state)
+            if checksum(compiled) != checksum(again.get_concrete_function(*batch)):
+                problem = "numbers of Python or numpy would be drawn once for all iterations"
+                raise UserError(f"{problem}; {SEEDED}")
+        versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+        where = f"the iteration ({versions}, {'GPU' if GPUS else 'CPU'})"
+        self.settings[where] = f"checksum {checksum(compiled):08x}"
         for name in self.float32_copies:
             leaves = [each for each in getattr(self, name)._flatten_layers() if not each._layers]
             if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
@@ -762,11 +767,11 @@ class Run:
         networks = self.discriminator.variables + self.generator.variables
         same = self.state if len(values) == len(self.state) else networks
         names = settings.get("variables", [path_of(variable) for variable in same])
-        saved = dict(zip(names, values, strict=False))
+        saved = dict(zip(numbered(names), values, strict=False))
         needed = {weight.path for weight in self.discriminator.weights + self.generator.weights}
-        for variable in self.state:
-            path = path_of(variable)
-            value = saved.get(path)
+        paths = [path_of(variable) for variable in self.state]
+        for variable, path, key in zip(self.state, paths, numbered(paths), strict=True):
+            value = saved.get(key)
             if value is not None and value.shape == variable.shape:
                 if variable.name != "learning_rate":  # that is what the code says
                     variable.assign(value)
@@ -806,7 +811,8 @@ class Run:
         if text := verdict(self.history, known):
             say(text)
         for name, copy in self.float32_copies.items():
-            copy.set_weights(getattr(self, name).get_weights())
+            for variable, value in zip(copy.variables, getattr(self, name).variables, strict=True):
+                variable.assign(value)
             copy.name = f"{name}-{self.done}"  # --generate names pictures after it
 
     def save_preview(self) -> None:
@@ -917,6 +923,11 @@ def path_of(variable: keras.Variable | tf.Variable) -> str:
     return getattr(variable, "path", variable.name)
 
 
+def numbered(names: list[str]) -> list[tuple[str, int]]:
+    """Each name with how often it came before, as two networks may use the same one."""
+    return [(name, names[:i].count(name)) for i, name in enumerate(names)]
+
+
 @contextlib.contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Turn an error in an edited network or iteration into a UserError of one line."""
@@ -932,8 +943,25 @@ def errors_in_one_line() -> Iterator[None]:
         raise UserError(f"{where}: {cause(error)}") from error
 
 
-def check_state(compiled: Any, state: list[keras.Variable]) -> None:
-    """Raise UserError if a compiled iteration uses something that changes and is not in `state`."""
+def operations_of(compiled: Any) -> list:
+    """The operations of a compiled function, and of those that it calls."""
+    graph = compiled.graph.as_graph_def()
+    return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+
+
+def checksum(compiled: Any) -> int:
+    """A number that is the same for the same operations and constants, in whatever order."""
+    found = [
+        node.op.encode() + (node.attr["value"].SerializeToString() if node.op == "Const" else b"")
+        for node in operations_of(compiled)
+    ]
+    return zlib.crc32(b"".join(sorted(found)))
+
+
+def check_iteration(compiled: Any, state: list[keras.Variable]) -> None:
+    """Raise UserError if a compiled iteration changes what is not in `state`, or lacks METRICS."""
+    if getattr(compiled.structured_outputs, "shape", None) != (len(METRICS),):
+        raise UserError(f"the iteration has to return {len(METRICS)} numbers, those of METRICS")
     known = {id(variable.handle) for variable in state}
     used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
     if lost := sum(id(handle) not in known for handle in used):
@@ -941,26 +969,36 @@ def check_state(compiled: Any, state: list[keras.Variable]) -> None:
         problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
         owner = "an optimizer, a model, a SeedGenerator of keras.random"
         raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
-    operations = compiled.graph.get_operations()
-    if any(o.op_def.is_stateful and o.type.startswith("Random") for o in operations):
-        raise UserError(f"the iteration uses tf.random, whose state is not saved; {SEEDED}")
+    for node in operations_of(compiled):
+        seeded = {"seed", "seed2"} <= set(node.attr) and "Cudnn" not in node.op
+        if seeded or node.op in ("PyFunc", "EagerPyFunc"):
+            what = f"tf.random or Python ({node.op})"
+            raise UserError(f"the iteration uses {what}, whose state is not saved; {SEEDED}")
 
 
-def check_saveable(network: keras.Model) -> None:
-    """Raise UserError if a network that was saved could not be opened again, or OSError."""
+def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
+    """Raise UserError if a network is another one once it was saved and opened, or OSError.
+
+    `shape` is that of one of its inputs.
+    """
+    own = "give layers of your own get_config and @keras.saving.register_keras_serializable"
+    x = np.random.default_rng(0).normal(size=(network.input_shape[0] or 1, *shape))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.keras"
         try:
             network.save(path)
-            keras.models.load_model(path)
+            networks = network, network, keras.models.load_model(path)
+            y, again, reopened = (keras.ops.convert_to_numpy(each(x)) for each in networks)
         except MemoryError:
             raise
         except OSError as error:
             raise OSError(error.errno, reason(error), str(path)) from error
         except Exception as error:
             problem = f"the {network.name}, once saved, cannot be opened again ({cause(error)})"
-            own = "give layers of your own get_config and @keras.saving.register_keras_serializable"
             raise UserError(f"{problem}; {own}(), and use no Lambda") from None
+    if np.allclose(y, again) and not np.allclose(y, reopened, atol=1e-3):
+        problem = f"the {network.name}, once saved and opened again, computes something else"
+        raise UserError(f"{problem}; {own}(), with all arguments, and make random numbers weights")
 
 
 def cause(error: Exception) -> str:
@@ -1049,7 +1087,9 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 history, settings = file["metrics"], json.loads(str(file["settings"]))
             named = all(isinstance(name, str) for name in settings.get("variables", []))
-            numbers = all(value.dtype.kind in "biufV" for value in values)  # V: bfloat16
+            bfloat16 = tf.bfloat16.as_numpy_dtype  # which numpy saves as two bytes
+            values = [value.view(bfloat16) if value.dtype == "V2" else value for value in values]
+            numbers = all(v.dtype.kind in "biuf" or v.dtype == bfloat16 for v in values)
             if history.shape != (int(path.stem), len(METRICS)) or not (named and numbers):
                 raise ValueError("its metrics or variables are not those of a run")
             return values, history.astype(np.float32), settings
@@ -1110,13 +1150,19 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
 def build_painter(generator: keras.Model) -> Callable[[Iterable], Iterator[np.ndarray]]:
     """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (*image_shape), one at a time."""
     # The batch size is fixed: every picture depends on its own noise only, and memory is constant.
-    fast_generator = tf.function(fuse(generator), autograph=False)
+    noise_size = generator.input_shape[1]
+    fast_generator = tf.function(partial(fuse(generator), training=False), autograph=False)
+    compiled = fast_generator.get_concrete_function(tf.TensorSpec((PREVIEW_COUNT, noise_size)))
+    if not compiled.structured_outputs.dtype.is_floating:
+        raise UserError(f"the {generator.name} makes pictures that are not floating point")
 
     def paint(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         vectors = iter(noise)
         while batch := list(itertools.islice(vectors, PREVIEW_COUNT)):
             padded = np.pad(batch, [(0, PREVIEW_COUNT - len(batch)), (0, 0)])
-            generated_images = 0.5 * fast_generator(padded, training=False).numpy() + 0.5
+            generated_images = 0.5 * compiled(tf.constant(padded)).numpy() + 0.5
+            if not np.isfinite(generated_images).all():
+                raise UserError(f"the {generator.name} makes pictures that are not finite")
             # Clipped: without tanh, values can exceed 1, and 256 would wrap around to 0
             yield from np.clip(generated_images * 255, 0, 255).astype(np.uint8)[: len(batch)]
 
@@ -1166,24 +1212,27 @@ def save_timelapse(path: Path, previews: list[Path]) -> None:
         save_animation(path, same, TIMELAPSE_MS, text)
 
 
-def open_generator(path: Path) -> keras.Model:
-    """Open any generator file. Raises UserError if it is not one, OSError if it is unreadable."""
+def open_generator(path: Path) -> tuple[keras.Model, Callable]:
+    """Open any generator file; returns it and its painter, see build_painter.
+
+    Raises UserError if it is not one, OSError if it is unreadable.
+    """
     path.open("rb").close()  # outside the try: a disk error is not a damaged file
     try:
         generator = keras.models.load_model(path, compile=False)
         match generator.input_shape, generator.output_shape:
-            case (_, int()), (_, _, _, 1 | 3):
+            case (_, int(size)), (_, _, _, 1 | 3) if size:
                 pass
             case _:
                 raise ValueError("not a generator: it does not turn vectors of noise into pictures")
         if not all(np.isfinite(weights).all() for weights in generator.get_weights()):
             raise ValueError("it holds weights that are not finite")
+        return generator, build_painter(generator)
     except (tf.errors.ResourceExhaustedError, MemoryError):
         raise
     except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
         advice = "use another one; layers of your own have to be registered in art_gan.py"
         raise UserError(f"{path}: cannot be used ({cause(error)}); {advice}") from None
-    return generator
 
 
 def find_generator(output: Path, source: str | None) -> Path:
@@ -1207,7 +1256,7 @@ def paint(args: argparse.Namespace) -> int:
     output = Path(args.output)
     path = find_generator(output, args.source)
     select_device(args)
-    generator = open_generator(path)
+    generator, painter = open_generator(path)
     # A run names its newest generator after its iteration; other files have their own names.
     stem = generator.name if path.name == "generator.keras" else path.stem
     name = re.sub(r"[^\w.-]", "_", stem) + f"-seed{args.seed}"
@@ -1216,8 +1265,7 @@ def paint(args: argparse.Namespace) -> int:
     noise = noise[np.array(numbers) - 1]
     if args.interpolate:
         noise = interpolate(noise)
-    pictures = build_painter(generator)(noise)
-    pictures = track(pictures, "Painting", len(noise), disable=not is_terminal())
+    pictures = track(painter(noise), "Painting", len(noise), disable=not is_terminal())
     with lock_folder(output / "art", wait=True):
         for unfinished in find_files(output, ART_FILES, unfinished=True):
             unfinished.unlink()
@@ -1400,7 +1448,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
         ("--checkpoint-seconds", from_zero, CHECKPOINT_SECONDS, f"seconds per checkpoint; {kept}"),
         ("--seed", from_zero, 0, "random seed"),
     ):
-        add(option, type=kind, default=default, help=f"{text} (%(default)s)")
+        add(option, type=kind, default=str(default), help=f"{text} (%(default)s)")
     precisions = ("float32", "mixed_bfloat16", "mixed_float16")
     faster = "half precision may be faster (%(default)s)"
     add("--precision", choices=precisions, default="float32", help=faster)
@@ -1433,6 +1481,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.fresh:
         again += ", without --fresh once it has removed the old run"
     try:
+        for name in ("NOISE_SIZE", "PREVIEW_ROWS", "PREVIEW_COLS", "VERDICT_ITERATIONS"):
+            if not (isinstance(number := globals()[name], int) and number > 0):
+                raise UserError(f"{name} is {number!r}; make it a whole number above 0")
         return job(args)
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
         say(f"art_gan.py: interrupted; run {again}", "stderr")

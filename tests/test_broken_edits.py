@@ -12,6 +12,7 @@ from helpers_edits import (
     LABEL,
     LABELS,
     LAST,
+    OPTIMIZER,
     RETURN,
     edited,
     in_discriminator,
@@ -46,6 +47,11 @@ NO_CONFIG = NO_CONFIG.replace("self.factor * x", "self.factor() * x")
 DIRECT = (
     OWN_MODEL[: OWN_MODEL.index("    noise = keras.Input")] + "    return Painter(image_shape)\n"
 )
+OWN_SCHEDULE = (
+    "type('Warm', (keras.optimizers.schedules.LearningRateSchedule,), "
+    "{'__call__': lambda self, step: 1e-3})"
+)
+FACTOR = ' | {"factor": self.factor}'
 REGISTER = "@keras.saving.register_keras_serializable()\n"
 
 BROKEN = {
@@ -63,6 +69,49 @@ BROKEN = {
     "numpy.random": [
         [in_iteration("y_real = np.random.uniform(0.8, 1.0, (4, 1))")],
         "would be drawn once",
+    ],
+    "numpy.random.default_rng": [
+        [
+            (LABEL, f"{LABEL}    rng = np.random.default_rng(1)\n"),
+            in_iteration("y_real = rng.uniform(0.8, 1.0, (4, 1))"),
+        ],
+        "would be drawn once",
+    ],
+    "every second iteration": [
+        [
+            (LABEL, f"{LABEL}    steps = itertools.count()\n"),
+            in_iteration("y_real = 0.9 if next(steps) % 2 else 1.0"),
+        ],
+        "would be drawn once",
+    ],
+    "numpy.random in an operation": [
+        [
+            in_iteration(
+                "add = tf.numpy_function(lambda: np.float32(np.random.rand()), [], tf.float32)\n"
+                "add.set_shape(())\n"
+                "x_real += 0.1 * add"
+            )
+        ],
+        "PyFunc",
+    ],
+    "tf.random of another distribution": [
+        [in_iteration("noise += tf.random.truncated_normal((4, 100))")],
+        "tf.random",
+    ],
+    "tf.random in another function": [
+        [in_iteration("noise += tf.function(lambda: tf.random.normal((4, 100)))()")],
+        "tf.random",
+    ],
+    # Iterations that would fail later
+    "five metrics": [
+        [("fooled], axis=0)", "fooled, [0.0]], axis=0)")],
+        "has to return 4 numbers",
+    ],
+    "no metrics": [[("        return tf.concat([0.5", "        _ = tf.concat([0.5")], "4 numbers"],
+    "nothing beside the optimizer": [[(RETURN, f"{RETURN}, None")], "NoneType"],
+    "a schedule without get_config": [
+        [(OPTIMIZER, f"schedule = {OWN_SCHEDULE}\n    optimizer = FusedAdam(schedule())")],
+        "get_config",
     ],
     # Networks that would not learn
     "frozen in build_discriminator": [
@@ -129,6 +178,18 @@ BROKEN = {
         ("Could not locate class 'Scale'", "register_keras_serializable"),
     ],
     "a layer without get_config": [[NO_CONFIG], "get_config"],
+    "a layer that forgets a setting": [
+        [OWN_LAYER.replace("factor, **", "factor=0.5, **").replace(FACTOR, "")],
+        ("the generator", "computes something else", "get_config"),
+    ],
+    "a layer with random numbers": [
+        [
+            OWN_LAYER.replace("self.factor * x", "self.noise * x").replace(
+                "self.factor = factor", "self.factor, self.noise = factor, np.random.rand()"
+            )
+        ],
+        "computes something else",
+    ],
     "a model without shapes": [[DIRECT], "keras.Model("],
 }
 

@@ -97,6 +97,10 @@ def test_noisy_labels_are_other_ones_in_each_iteration(data, output, tmp_path, m
 
 BATCH_NORM = "model.add(layers.BatchNormalization(momentum=0.8))"
 SCHEDULE = "FusedAdam(keras.optimizers.schedules.ExponentialDecay(1e-3, 9, 0.9), beta_1=0.5)"
+LOSS = """\
+def binary_crossentropy(label, probability):
+    return {}
+"""
 DIFFERENCES = {
     "labels and noise": (
         [(LABELS, "Y_REAL, Y_FAKE = 0.9, 0.0"), ("NOISE_SIZE = 100", "NOISE_SIZE = 50")],
@@ -132,6 +136,11 @@ DIFFERENCES = {
     "another layer": (
         [in_discriminator((LAST, f"    model.add(layers.Reshape((1,)))\n{LAST}"))],
         ["discriminator reshape", "is Reshape"],
+    ),
+    "loss": ([LOSS.format("tf.reduce_mean((label - probability) ** 2)")], ["the iteration (Tens"]),
+    "labels in the iteration": (
+        [in_iteration("y_real = 0.9")],
+        ["the iteration (Tens", "checksum"],
     ),
     "another normalization": (
         [in_generator((BATCH_NORM, "model.add(layers.GroupNormalization(4))"))],
@@ -266,6 +275,18 @@ class Scale(layers.Layer):
 
 
 """ + in_generator((LAST, f"    model.add(Scale(0.9))\n{LAST}"))
+INJECT = """\
+@keras.saving.register_keras_serializable()
+class Inject(layers.Layer):
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.seeds = keras.random.SeedGenerator(5)
+
+    def call(self, x):
+        return x + 0.1 * keras.random.normal(keras.ops.shape(x), seed=self.seeds)
+
+
+""" + in_generator((LAST, f"    model.add(Inject())\n{LAST}"))
 TWO_OPTIMIZERS = [
     (f"    {OPTIMIZER}", "    fast, slow = FusedAdam(4e-4, 0.5), FusedAdam(1e-4, 0.5)"),
     (
@@ -292,15 +313,13 @@ AVERAGE = [
         "        return tf.concat([0.5 * (real + fake)",
     ),
 ]
-LOSS = """\
-def binary_crossentropy(label, probability):
-    return {}
-"""
 NO_SIGMOID = in_discriminator(('activation="sigmoid", ', ""))
 PATCHES = in_discriminator(("    model.add(layers.Flatten())\n", ""))
 CRITIC = [NO_SIGMOID, (LABELS, "Y_REAL, Y_FAKE = 1.0, -1.0")]
 EDITS = {
     "two optimizers": [*TWO_OPTIMIZERS, (RETURN, "return iteration, fast, slow")],
+    "a layer in bfloat16": [in_discriminator(("strides=4,", 'strides=4, dtype="bfloat16",'))],
+    "noise in every picture": [INJECT],
     "a learning rate that falls": [
         in_iteration("optimizer.learning_rate.assign(0.5 * optimizer.learning_rate)")
     ],
@@ -367,6 +386,27 @@ EDITS = {
 }
 
 
+NO_CONSTANTS = {
+    "SAVE_FREQ = 100": "SAVE_FREQ = 0",
+    "EPOCHS = 10000": "EPOCHS = 1e1",
+    "BATCH_SIZE = 32": "BATCH_SIZE = 4.0",
+    "NOISE_SIZE = 100": "NOISE_SIZE = 0",
+    "PREVIEW_ROWS = 4": "PREVIEW_ROWS = 2.5",
+}
+
+
+@pytest.mark.parametrize("line", NO_CONSTANTS)
+def test_constants_that_are_no_whole_numbers(line, data, there, tmp_path, capsys):
+    before = contents(there)
+    program = edited(tmp_path, (line, NO_CONSTANTS[line]))
+    try:
+        code = program.main(["--data", str(data), "--output", str(there), "--fresh"])
+    except SystemExit as error:
+        code = error.code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert code in (1, 2) and "whole number" in line and contents(there) == before
+
+
 @pytest.mark.parametrize("edits", EDITS.values(), ids=EDITS)
 def test_an_edited_run_resumes_exactly(edits, data, output, tmp_path, main):
     program = edited(tmp_path, *edits)
@@ -374,13 +414,13 @@ def test_an_edited_run_resumes_exactly(edits, data, output, tmp_path, main):
     result = main(*command, "--checkpoint-seconds", 0, program=program)
     assert result.returncode == 0, result.stderr
     assert not result.stderr
-    whole = arrays(checkpoints(output)[-1])
+    whole, picture = arrays(checkpoints(output)[-1]), (output / "trained-2.png").read_bytes()
     for path in checkpoints(output)[2:]:
         path.unlink()
     result = main(*command, program=program)
     assert "Resuming from iteration 1" in result.stdout, result.stderr
     resumed = arrays(checkpoints(output)[-1])
-    assert list(resumed) == list(whole)
+    assert list(resumed) == list(whole) and (output / "trained-2.png").read_bytes() == picture
     for name, value in whole.items():
         np.testing.assert_array_equal(resumed[name], value, err_msg=name)
     assert main(*command, "--generate", 2, program=program).returncode == 0

@@ -10,12 +10,13 @@ from conftest import checkpoints, contents, pictures, python, refusal, training
 from helpers_edits import (
     LAST,
     OPTIMIZER,
+    RETURN,
     change_settings,
     edited,
     in_discriminator,
     state,
 )
-from test_edits import old_settings
+from test_edits import AVERAGE, old_settings
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +65,19 @@ def other_data(folder):
     np.save(folder / "more.npy", pictures(count=70))
     np.save(folder / "other.npy", pictures(seed=9))
     return {name: folder / f"{name}.npy" for name in ("more", "other")}
+
+
+def test_init_tells_networks_apart_whose_weights_have_the_same_names(data, tmp_path, main):
+    """An average of the generator, cloned, has its names, too."""
+    program = edited(tmp_path, *AVERAGE, (RETURN, f"{RETURN}, average"))
+    old, new = tmp_path / "old", tmp_path / "new"
+    assert main(*training(data, old, "--epochs", 2), program=program).returncode == 0
+    command = training(data, new, "--epochs", 1, "--init", old, "--checkpoint-seconds", 0)
+    assert main(*command, program=edited(tmp_path)).returncode == 0
+    values, _ = state(new, 0)
+    for weight in keras.models.load_model(old / "generator.keras").weights:
+        (found,) = [value for path, value in values.items() if path == f"generator/{weight.path}"]
+        np.testing.assert_array_equal(found, weight.numpy(), err_msg=weight.path)
 
 
 CHANGES = {

@@ -53,7 +53,7 @@ def frames_of(path):
 def test_the_example_paints_the_readmes_picture(tmp_path):
     """Byte for byte on one kind of processor; on others, sums round another way here and there."""
     example = ART_GAN.parent / "output" / "example.png"
-    paint = art_gan.build_painter(art_gan.open_generator(example.with_suffix(".keras")))
+    _, paint = art_gan.open_generator(example.with_suffix(".keras"))
     noise = art_gan.random_noise(art_gan.PREVIEW_COUNT, 0, art_gan.PREVIEW_NOISE)
     art_gan.save_images(tmp_path / "painted.png", paint(noise))
     wanted, painted = (
@@ -222,6 +222,31 @@ def test_what_is_no_generator_is_refused(make, job, main, output):
     line = refusal(main(job, 2, "--output", output))
     assert f"{output / 'generator.keras'}: cannot be used (not a generator: it does" in line
     assert [path.name for path in output.iterdir()] == ["generator.keras"]
+
+
+def of_bytes():
+    noise = keras.Input((8,))
+    x = keras.layers.Reshape((2, 2, 3))(keras.layers.Dense(12, activation="sigmoid")(noise))
+    return keras.Model(noise, keras.ops.cast(255 * x, "uint8"))
+
+
+def for_one_picture():
+    noise = keras.Input((12,))
+    return keras.Model(noise, keras.ops.reshape(noise, (1, 2, 2, 3)))
+
+
+def too_bright():
+    model = of_layers((8,), keras.layers.Dense(12), keras.layers.Reshape((2, 2, 3)))
+    model.set_weights([np.full_like(weights, 3e38) for weights in model.get_weights()])
+    return model
+
+
+@pytest.mark.parametrize("make", [of_bytes, for_one_picture, too_bright])
+def test_a_generator_that_paints_no_pictures_is_refused(make, main, output):
+    output.mkdir()
+    make().save(output / "generator.keras")
+    refusal(main("--generate", 2, "--output", output))
+    assert not list(output.glob("art/*"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
