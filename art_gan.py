@@ -650,8 +650,7 @@ class Run:
             self.iteration, *self.others = keras.tree.flatten(built)
             keras.config.set_dtype_policy("float32")
             others = {f"optimizer {i}": owner for i, owner in enumerate(self.others, 1)}
-            owners = self.float32_copies | others
-            program = {name: configuration(owner) for name, owner in owners.items()}
+            program = {k: configuration(v) for k, v in (self.float32_copies | others).items()}
         check_saveable(self.float32_copies["discriminator"], image_shape)
         check_saveable(self.float32_copies["generator"], (NOISE_SIZE,))
 
@@ -699,8 +698,8 @@ class Run:
                 self.check_settings(settings)  # again: the iteration is known now
                 if [v.shape for v in self.state] != [value.shape for value in values]:
                     raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
-                # The learning rate is what the code says, if the checkpoint may be of another code.
-                same_code = settings.get("keras") == keras.__version__  # then settings compare it
+                # Unless the programs could be compared, the learning rate is what the code says.
+                same_code = "program" in settings and settings.get("keras") == keras.__version__
                 for variable, value in zip(self.state, values, strict=True):
                     if same_code or variable.name != "learning_rate":
                         variable.assign(value)
@@ -731,12 +730,13 @@ class Run:
             held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
             self.state = keras.tree.flatten(held)
             check_iteration(compiled, self.state)
-            if checksum(compiled) != checksum(again.get_concrete_function(*batch)):
+            found = checksum(compiled)
+            if found != checksum(again.get_concrete_function(*batch)):
                 problem = "numbers of Python or numpy would be drawn once for all iterations"
                 raise UserError(f"{problem}; {SEEDED}")
         versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
         where = f"the iteration ({versions}, {'GPU' if GPUS else 'CPU'})"
-        self.settings[where] = f"checksum {checksum(compiled):08x}"
+        self.settings[where] = f"checksum {found:08x}"
         for name in self.float32_copies:
             leaves = [each for each in getattr(self, name)._flatten_layers() if not each._layers]
             if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
@@ -1089,7 +1089,9 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
             named = all(isinstance(name, str) for name in settings.get("variables", []))
             bfloat16 = tf.bfloat16.as_numpy_dtype  # which numpy saves as two bytes
             values = [value.view(bfloat16) if value.dtype == "V2" else value for value in values]
-            numbers = all(v.dtype.kind in "biuf" or v.dtype == bfloat16 for v in values)
+            numbers = all(
+                v.dtype == bfloat16 or (v.dtype.kind in "biuf" and v.itemsize <= 8) for v in values
+            )
             if history.shape != (int(path.stem), len(METRICS)) or not (named and numbers):
                 raise ValueError("its metrics or variables are not those of a run")
             return values, history.astype(np.float32), settings

@@ -300,6 +300,11 @@ def array_of_complex_numbers(saved):
     saved[name] = saved[name] * 1j
 
 
+def array_of_long_numbers(saved):
+    name = next(n for n, value in saved.items() if n.startswith("arr_") and value.ndim == 2)
+    saved[name] = saved[name].astype(np.longdouble)
+
+
 CRAFTED = {
     change.__name__: change
     for change in (not_a_record, no_json, settings_of_numbers, fewer_metrics, flat_metrics)
@@ -309,7 +314,8 @@ CRAFTED |= {
     for change in (metrics_of_words, without_metrics, without_an_array, another_shape)
 }
 CRAFTED |= {
-    change.__name__: change for change in (no_settings, array_of_words, array_of_complex_numbers)
+    change.__name__: change
+    for change in (no_settings, array_of_words, array_of_complex_numbers, array_of_long_numbers)
 }
 CRAFTED |= {
     "init is a word": with_settings(**{"--init": "word"}),
