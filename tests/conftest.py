@@ -8,6 +8,7 @@ repeatable.
 
 import csv
 import filecmp
+import gc
 import os
 import re
 import shutil
@@ -72,7 +73,9 @@ def main(capsys):
         out, err = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, code, out, err)
 
-    return call
+    yield call
+    gc.collect()
+    gc.freeze()  # TensorFlow keeps what it has compiled: do not look at it again in each test
 
 
 @pytest.fixture
