@@ -291,8 +291,8 @@ def train(args: argparse.Namespace) -> int:
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
         with contextlib.redirect_stdout(io.StringIO()) as tables:  # say() never fails
-            run.discriminator.summary()
-            run.generator.summary()
+            for network in run.networks.values():
+                network.summary()
         for line in tables.getvalue().splitlines():
             say(line)
 
@@ -586,23 +586,10 @@ def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: i
             yield tf.constant(x_real), tf.constant(noise)
 
 
-# ---- A run and its files --------------------------------------------------------------------
-# `Run` holds everything about a run, and writes each file completely or not at all. A folder with
-# a checkpoint (saved before iteration 0) is a run's; without one, only --fresh overwrites files.
+# ---- A run ----------------------------------------------------------------------------------
+# `Run` holds everything about a run, and writes each file completely or not at all.
 
-# Files of training, files of painting, and those of both that --fresh removes
-LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
-RUN_FILES = re.compile(
-    r"checkpoint/[0-9]{8}\.npz|trained-[1-9][0-9]*\.(png|keras)|(generator|discriminator)\.keras|"
-    rf"metrics\.csv|{re.escape(TIMELAPSE)}|{LOG_FILES.pattern}"
-)
-ART_FILES = re.compile(r"art/[\w.-]+-seed[0-9]+-([0-9]{4,}|grid)\.png|interpolation-[\w.-]+\.webp")
-FRESH_FILES = re.compile(
-    rf"{RUN_FILES.pattern}|art/(generator|trained)-[0-9]+-seed[0-9]+-([0-9]{{4,}}|grid)\.png|"
-    r"interpolation-(generator|trained)-[0-9]+-seed[0-9]+[0-9-]*\.webp"
-)
 START_OVER = "start over with --fresh, or use another --output"
-SEEDED = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
 
 
 class Run:
@@ -627,28 +614,14 @@ class Run:
 
         image_shape = data.shape[1:]
         with errors_in_one_line():
-            # Float32 copies of the networks are what is saved for people; one of them paints.
-            keras.utils.clear_session()  # so that layers are numbered from 0, whatever ran before
-            self.float32_copies = {
-                "discriminator": build_discriminator(image_shape),
-                "generator": build_generator(NOISE_SIZE, image_shape),
-            }
-            for name, network in self.float32_copies.items():
-                if not hasattr(network, "output_shape"):  # a user's subclass
-                    advice = "return keras.Model(x, network(x)) of it, with x = keras.Input(...)"
-                    raise UserError(f"build_{name} returns a model without shapes; {advice}")
-            self.paint = build_painter(self.float32_copies["generator"])
-            keras.utils.clear_session()  # again, so that the networks' layers have the same names
-            keras.utils.set_random_seed(args.seed)  # for initial weights and dropout
-            keras.config.set_dtype_policy(args.precision)
-            self.discriminator = build_discriminator(image_shape)
-            self.generator = build_generator(NOISE_SIZE, image_shape)
-            if (made := self.generator.output_shape[1:]) != image_shape:
-                problem = f"build_generator makes pictures of {made}, the data's are {image_shape}"
-                raise UserError(f"{problem}; change it, or make data of that size")
-            built = build_iteration(self.generator, self.discriminator)
+            # Those that are trained may be in half precision. What is saved for people are copies
+            # in float32, and one of these paints the previews.
+            self.float32_copies = build_networks(image_shape, "float32", args.seed)
+            self.networks = build_networks(image_shape, args.precision, args.seed)
+            built = build_iteration(**self.networks)
             self.iteration, *self.others = keras.tree.flatten(built)
             keras.config.set_dtype_policy("float32")
+            self.paint = build_painter(self.float32_copies["generator"])
             others = {f"optimizer {i}": owner for i, owner in enumerate(self.others, 1)}
             program = {k: configuration(v) for k, v in (self.float32_copies | others).items()}
         check_saveable(self.float32_copies["discriminator"], image_shape)
@@ -691,19 +664,7 @@ class Run:
             path.unlink()
         saved = None if self.args.fresh else load_state(self.output)
         if saved:
-            values, self.history, settings = saved
-            self.check_settings(settings)
-            if self.done < self.args.epochs:
-                self.compile_iteration()
-                self.check_settings(settings)  # again: the iteration is known now
-                if [v.shape for v in self.state] != [value.shape for value in values]:
-                    raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
-                # Unless the programs could be compared, the learning rate is what the code says.
-                same_code = "program" in settings and settings.get("keras") == keras.__version__
-                for variable, value in zip(self.state, values, strict=True):
-                    if same_code or variable.name != "learning_rate":
-                        variable.assign(value)
-                say(f"Resuming from iteration {self.done} of {self.args.epochs}")
+            self.resume(*saved)
         else:
             self.compile_iteration()
             if self.args.init:
@@ -711,21 +672,33 @@ class Run:
             self.claim_folder()
             self.save_state()
         if self.args.tensorboard:
-            for path in find_files(self.output, LOG_FILES):
-                path.unlink()  # else a killed run logs iterations twice
-            logs = self.output / "logs"
-            make_folder(logs)
-            self.log = tf.summary.create_file_writer(str(logs), filename_suffix=".art_gan")
-            self.write_log()
+            self.begin_log()
+
+    def resume(self, values: list[np.ndarray], history: np.ndarray, settings: dict) -> None:
+        """Continue from a saved state. Raises UserError if it is not one of this run."""
+        self.history = history
+        self.check_settings(settings)
+        if self.done >= self.args.epochs:
+            return
+        self.compile_iteration()
+        self.check_settings(settings)  # again: the iteration is known now
+        if [v.shape for v in self.state] != [value.shape for value in values]:
+            raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
+        # Unless the programs could be compared, the learning rate is what the code says.
+        same_code = "program" in settings and settings.get("keras") == keras.__version__
+        for variable, value in zip(self.state, values, strict=True):
+            if same_code or variable.name != "learning_rate":
+                variable.assign(value)
+        say(f"Resuming from iteration {self.done} of {self.args.epochs}")
 
     def compile_iteration(self) -> None:
         """Compile the iteration, collect `state`. Raises UserError if some of it is not saved."""
-        shapes = self.discriminator.input_shape[1:], (NOISE_SIZE,)
+        shapes = self.networks["generator"].output_shape[1:], (NOISE_SIZE,)
         batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
         with errors_in_one_line():
             compiled = self.iteration.get_concrete_function(*batch)
             again = tf.function(self.iteration.python_function, autograph=False)
-            owners = [self.discriminator, self.generator, *self.others]
+            owners = [*self.networks.values(), *self.others]
             # Of a network also its dropout's random state; a SeedGenerator has `state`.
             held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
             self.state = keras.tree.flatten(held)
@@ -737,8 +710,8 @@ class Run:
         versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
         where = f"the iteration ({versions}, {'GPU' if GPUS else 'CPU'})"
         self.settings[where] = f"checksum {found:08x}"
-        for name in self.float32_copies:
-            leaves = [each for each in getattr(self, name)._flatten_layers() if not each._layers]
+        for name, network in self.networks.items():
+            leaves = [each for each in network._flatten_layers() if not each._layers]
             if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
                 say(f"{name}: frozen layers stay as they are: {', '.join(frozen)}")
 
@@ -764,11 +737,12 @@ class Run:
             raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
         values, history, settings = found
         # Older checkpoints hold no names: match by order, only the networks if the count differs.
-        networks = self.discriminator.variables + self.generator.variables
-        same = self.state if len(values) == len(self.state) else networks
+        networks = self.networks.values()
+        own = [variable for network in networks for variable in network.variables]
+        same = self.state if len(values) == len(self.state) else own
         names = settings.get("variables", [path_of(variable) for variable in same])
         saved = dict(zip(numbered(names), values, strict=False))
-        needed = {weight.path for weight in self.discriminator.weights + self.generator.weights}
+        needed = {weight.path for network in networks for weight in network.weights}
         paths = [path_of(variable) for variable in self.state]
         for variable, path, key in zip(self.state, paths, numbered(paths), strict=True):
             value = saved.get(key)
@@ -811,7 +785,8 @@ class Run:
         if text := verdict(self.history, known):
             say(text)
         for name, copy in self.float32_copies.items():
-            for variable, value in zip(copy.variables, getattr(self, name).variables, strict=True):
+            trained = self.networks[name].variables
+            for variable, value in zip(copy.variables, trained, strict=True):
                 variable.assign(value)
             copy.name = f"{name}-{self.done}"  # --generate names pictures after it
 
@@ -850,6 +825,15 @@ class Run:
         remove_old_states(path)
         self.saved_at = time.monotonic()
 
+    def begin_log(self) -> None:
+        """Write the TensorBoard log from the beginning: a killed run may have been ahead."""
+        for path in find_files(self.output, LOG_FILES):
+            path.unlink()
+        logs = self.output / "logs"
+        make_folder(logs)
+        self.log = tf.summary.create_file_writer(str(logs), filename_suffix=".art_gan")
+        self.write_log()
+
     def write_log(self) -> None:
         """Write metrics and previews that the TensorBoard log does not have yet."""
         if not self.log:
@@ -882,141 +866,28 @@ class Run:
         return 0
 
 
-def differences(saved: dict, now: dict) -> list[str]:
-    """The differences between two records as text, the most informative ones first."""
+def build_networks(
+    image_shape: tuple[int, int, int], precision: str, seed: int
+) -> dict[str, keras.Model]:
+    """Build both networks, by name; each time with the same weights and names of layers.
 
-    def in_words(value: Any) -> str:
-        return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.120}"
-
-    old, new = dict(flattened(saved)), dict(flattened(now))
-    changed = [name for name in old | new if old.get(name) != new.get(name)]
-    # If only one of them has a layer, its class says enough: its other settings come last.
-    changed.sort(key=lambda n: (n not in old or n not in new) and not n.endswith(" class_name"))
-    return [f"{n} was {in_words(old.get(n))}, is {in_words(new.get(n))}" for n in changed]
-
-
-def flattened(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """A nested record as pairs: a name in words, such as "generator conv2d filters"; a value."""
-    if isinstance(record, list):
-        configs = [isinstance(each, dict) and each.get("config") for each in record]
-        if configs and all(isinstance(config, dict) for config in configs):
-            names = [str(config.get("name", i)) for i, config in enumerate(configs)]
-            record = dict(zip(names, record, strict=True))
-    if not isinstance(record, dict):
-        yield name, record
-        return
-    for key, value in record.items():
-        if key in ("config", "layers"):
-            yield from flattened(value, name)
-        elif key not in ("module", "registered_name", "build_config", "shared_object_id"):
-            yield from flattened(value, f"{name} {key}".lstrip())
-
-
-def configuration(owner: Any) -> dict:
-    """The class and the Keras configuration, if it has one, of a network or an optimizer."""
-    config = owner.get_config() if hasattr(owner, "get_config") else {}
-    return {"class": type(owner).__name__, **config}
-
-
-def path_of(variable: keras.Variable | tf.Variable) -> str:
-    """The full name of a variable, such as "generator/conv2d/kernel"."""
-    return getattr(variable, "path", variable.name)
-
-
-def numbered(names: list[str]) -> list[tuple[str, int]]:
-    """Each name with how often it came before, as two networks may use the same one."""
-    return [(name, names[:i].count(name)) for i, name in enumerate(names)]
-
-
-@contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """Turn an error in an edited network or iteration into a UserError of one line."""
-    try:
-        yield
-    except (UserError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
-        raise
-    except Exception as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        name = Path(__file__).name
-        *_, place = [frame for frame in frames if Path(frame.filename).name == name]
-        where = f"{name}, line {place.lineno}, {place.line!r}"
-        raise UserError(f"{where}: {cause(error)}") from error
-
-
-def operations_of(compiled: Any) -> list:
-    """The operations of a compiled function, and of those that it calls."""
-    graph = compiled.graph.as_graph_def()
-    return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-
-
-def checksum(compiled: Any) -> int:
-    """A number that is the same for the same operations and constants, in whatever order."""
-    found = [
-        node.op.encode() + (node.attr["value"].SerializeToString() if node.op == "Const" else b"")
-        for node in operations_of(compiled)
-    ]
-    return zlib.crc32(b"".join(sorted(found)))
-
-
-def check_iteration(compiled: Any, state: list[keras.Variable]) -> None:
-    """Raise UserError if a compiled iteration changes what is not in `state`, or lacks METRICS."""
-    if getattr(compiled.structured_outputs, "shape", None) != (len(METRICS),):
-        raise UserError(f"the iteration has to return {len(METRICS)} numbers, those of METRICS")
-    known = {id(variable.handle) for variable in state}
-    used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
-    if lost := sum(id(handle) not in known for handle in used):
-        names = {v.name for v in compiled.graph.variables if id(v.handle) not in known}
-        problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
-        owner = "an optimizer, a model, a SeedGenerator of keras.random"
-        raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
-    for node in operations_of(compiled):
-        seeded = {"seed", "seed2"} <= set(node.attr) and "Cudnn" not in node.op
-        if seeded or node.op in ("PyFunc", "EagerPyFunc"):
-            what = f"tf.random or Python ({node.op})"
-            raise UserError(f"the iteration uses {what}, whose state is not saved; {SEEDED}")
-
-
-def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
-    """Raise UserError if a network is another one once it was saved and opened, or OSError.
-
-    `shape` is that of one of its inputs.
+    Raises UserError if they do not fit each other and the data.
     """
-    own = "give layers of your own get_config and @keras.saving.register_keras_serializable"
-    x = np.random.default_rng(0).normal(size=(network.input_shape[0] or 1, *shape))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network.keras"
-        try:
-            network.save(path)
-            networks = network, network, keras.models.load_model(path)
-            y, again, reopened = (keras.ops.convert_to_numpy(each(x)) for each in networks)
-        except MemoryError:
-            raise
-        except OSError as error:
-            raise OSError(error.errno, reason(error), str(path)) from error
-        except Exception as error:
-            problem = f"the {network.name}, once saved, cannot be opened again ({cause(error)})"
-            raise UserError(f"{problem}; {own}(), and use no Lambda") from None
-    if np.allclose(y, again) and not np.allclose(y, reopened, atol=1e-3):
-        problem = f"the {network.name}, once saved and opened again, computes something else"
-        raise UserError(f"{problem}; {own}(), with all arguments, and make random numbers weights")
-
-
-def cause(error: Exception) -> str:
-    """What is wrong with a network, in one line: the last part of Keras' message, or all of it."""
-    text = str(error).rpartition("Exception encountered: ")[2]
-    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)  # how Keras marks it
-    return f"{' '.join((bold[1] if bold else text).split()):.200}" or type(error).__name__
-
-
-def check_trainable(network: keras.Model, gradients: list[tf.Tensor | None]) -> None:
-    """Raise UserError if a training step of a network would leave trainable weights as they are."""
-    if not gradients:
-        problem = f"no weight of the {network.name} is trainable, so it would learn nothing"
-        raise UserError(f"{problem}; remove `trainable = False`: freezing is not needed here")
-    pairs = zip(network.trainable_variables, gradients, strict=True)
-    if paths := [variable.path for variable, gradient in pairs if gradient is None]:
-        problem = f"no gradient reaches {', '.join(paths)}, which would stay as at the start"
-        raise UserError(f"{problem}; use that layer, or freeze it with layer.trainable = False")
+    keras.utils.clear_session()  # so that layers are numbered from 0
+    keras.utils.set_random_seed(seed)  # for initial weights and dropout
+    keras.config.set_dtype_policy(precision)
+    networks = {
+        "discriminator": build_discriminator(image_shape),
+        "generator": build_generator(NOISE_SIZE, image_shape),
+    }
+    for name, network in networks.items():
+        if not hasattr(network, "output_shape"):  # a user's subclass
+            advice = "return keras.Model(x, network(x)) of it, with x = keras.Input(...)"
+            raise UserError(f"build_{name} returns a model without shapes; {advice}")
+    if (made := networks["generator"].output_shape[1:]) != image_shape:
+        problem = f"build_generator makes pictures of {made}, the data's are {image_shape}"
+        raise UserError(f"{problem}; change it, or make data of that size")
+    return networks
 
 
 def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
@@ -1059,19 +930,173 @@ def verdict(history: np.ndarray, known: int) -> str | None:
     return None
 
 
+# ---- Edits ----------------------------------------------------------------------------------
+# People change the networks and the iteration above. Either a change does what its author means, or
+# the run ends in one line that says why not, before anything is trained or overwritten.
+
+SEEDED = "use keras.random with a SeedGenerator, and let build_iteration return that, too"
+
+
+@contextlib.contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Turn an error in an edited network or iteration into a UserError of one line."""
+    try:
+        yield
+    except (UserError, OSError, MemoryError, tf.errors.ResourceExhaustedError):
+        raise
+    except Exception as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        name = Path(__file__).name
+        *_, place = [frame for frame in frames if Path(frame.filename).name == name]
+        where = f"{name}, line {place.lineno}, {place.line!r}"
+        raise UserError(f"{where}: {cause(error)}") from error
+
+
+def cause(error: Exception) -> str:
+    """What is wrong with a network, in one line: the last part of Keras' message, or all of it."""
+    text = str(error).rpartition("Exception encountered: ")[2]
+    bold = re.search(r"\x1b\[1m(.+?)\x1b\[0m", text, re.DOTALL)  # how Keras marks it
+    return f"{' '.join((bold[1] if bold else text).split()):.200}" or type(error).__name__
+
+
+def check_trainable(network: keras.Model, gradients: list[tf.Tensor | None]) -> None:
+    """Raise UserError if a training step of a network would leave trainable weights as they are."""
+    if not gradients:
+        problem = f"no weight of the {network.name} is trainable, so it would learn nothing"
+        raise UserError(f"{problem}; remove `trainable = False`: freezing is not needed here")
+    pairs = zip(network.trainable_variables, gradients, strict=True)
+    if paths := [variable.path for variable, gradient in pairs if gradient is None]:
+        problem = f"no gradient reaches {', '.join(paths)}, which would stay as at the start"
+        raise UserError(f"{problem}; use that layer, or freeze it with layer.trainable = False")
+
+
+def check_iteration(compiled: Any, state: list[keras.Variable]) -> None:
+    """Raise UserError if a compiled iteration changes what is not in `state`, or lacks METRICS."""
+    if getattr(compiled.structured_outputs, "shape", None) != (len(METRICS),):
+        raise UserError(f"the iteration has to return {len(METRICS)} numbers, those of METRICS")
+    known = {id(variable.handle) for variable in state}
+    used = [each for each in compiled.captured_inputs if each.dtype == tf.resource]
+    if lost := sum(id(handle) not in known for handle in used):
+        names = {v.name for v in compiled.graph.variables if id(v.handle) not in known}
+        problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
+        owner = "an optimizer, a model, a SeedGenerator of keras.random"
+        raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
+    for node in operations_of(compiled):
+        seeded = {"seed", "seed2"} <= set(node.attr) and "Cudnn" not in node.op
+        if seeded or node.op in ("PyFunc", "EagerPyFunc"):
+            what = f"tf.random or Python ({node.op})"
+            raise UserError(f"the iteration uses {what}, whose state is not saved; {SEEDED}")
+
+
+def operations_of(compiled: Any) -> list:
+    """The operations of a compiled function, and of those that it calls."""
+    graph = compiled.graph.as_graph_def()
+    return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
+
+
+def checksum(compiled: Any) -> int:
+    """A number that is the same for the same operations and constants, in whatever order."""
+    found = [
+        node.op.encode() + (node.attr["value"].SerializeToString() if node.op == "Const" else b"")
+        for node in operations_of(compiled)
+    ]
+    return zlib.crc32(b"".join(sorted(found)))
+
+
+def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
+    """Raise UserError if a network is another one once it was saved and opened, or OSError.
+
+    `shape` is that of one of its inputs.
+    """
+    own = "give layers of your own get_config and @keras.saving.register_keras_serializable"
+    x = np.random.default_rng(0).normal(size=(network.input_shape[0] or 1, *shape))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "network.keras"
+        try:
+            network.save(path)
+            networks = network, network, keras.models.load_model(path)
+            y, again, reopened = (keras.ops.convert_to_numpy(each(x)) for each in networks)
+        except MemoryError:
+            raise
+        except OSError as error:
+            raise OSError(error.errno, reason(error), str(path)) from error
+        except Exception as error:
+            problem = f"the {network.name}, once saved, cannot be opened again ({cause(error)})"
+            raise UserError(f"{problem}; {own}(), and use no Lambda") from None
+    if np.allclose(y, again) and not np.allclose(y, reopened, atol=1e-3):
+        problem = f"the {network.name}, once saved and opened again, computes something else"
+        raise UserError(f"{problem}; {own}(), with all arguments, and make random numbers weights")
+
+
+def configuration(owner: Any) -> dict:
+    """The class and the Keras configuration, if it has one, of a network or an optimizer."""
+    config = owner.get_config() if hasattr(owner, "get_config") else {}
+    return {"class": type(owner).__name__, **config}
+
+
+def differences(saved: dict, now: dict) -> list[str]:
+    """The differences between two records as text, the most informative ones first."""
+
+    def in_words(value: Any) -> str:
+        return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.120}"
+
+    old, new = dict(flattened(saved)), dict(flattened(now))
+    changed = [name for name in old | new if old.get(name) != new.get(name)]
+    # If only one of them has a layer, its class says enough: its other settings come last.
+    changed.sort(key=lambda n: (n not in old or n not in new) and not n.endswith(" class_name"))
+    return [f"{n} was {in_words(old.get(n))}, is {in_words(new.get(n))}" for n in changed]
+
+
+def flattened(record: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """A nested record as pairs: a name in words, such as "generator conv2d filters"; a value."""
+    match record:
+        case dict():
+            for key, value in record.items():
+                if key in ("config", "layers"):
+                    yield from flattened(value, name)
+                elif key not in ("module", "registered_name", "build_config", "shared_object_id"):
+                    yield from flattened(value, f"{name} {key}".lstrip())
+        case [{"config": dict()}, *_]:  # layers
+            for i, layer in enumerate(record):
+                match layer:
+                    case {"config": {"name": label}}:
+                        yield from flattened(layer, f"{name} {label}")
+                    case _:
+                        yield from flattened(layer, f"{name} {i}")
+        case _:
+            yield name, record
+
+
+def path_of(variable: keras.Variable | tf.Variable) -> str:
+    """The full name of a variable, such as "generator/conv2d/kernel"."""
+    return getattr(variable, "path", variable.name)
+
+
+def numbered(names: list[str]) -> list[tuple[str, int]]:
+    """Each name with how often it came before, as two networks may use the same one."""
+    return [(name, names[:i].count(name)) for i, name in enumerate(names)]
+
+
+# ---- The files of a run ---------------------------------------------------------------------
+# A folder with a checkpoint (saved before iteration 0) is a run's; without one, only --fresh
+# overwrites files.
+
+# Files of training, files of painting, and those of both that --fresh removes
+LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
+RUN_FILES = re.compile(
+    r"checkpoint/[0-9]{8}\.npz|trained-[1-9][0-9]*\.(png|keras)|(generator|discriminator)\.keras|"
+    rf"metrics\.csv|{re.escape(TIMELAPSE)}|{LOG_FILES.pattern}"
+)
+ART_FILES = re.compile(r"art/[\w.-]+-seed[0-9]+-([0-9]{4,}|grid)\.png|interpolation-[\w.-]+\.webp")
+FRESH_FILES = re.compile(
+    rf"{RUN_FILES.pattern}|art/(generator|trained)-[0-9]+-seed[0-9]+-([0-9]{{4,}}|grid)\.png|"
+    r"interpolation-(generator|trained)-[0-9]+-seed[0-9]+[0-9-]*\.webp"
+)
+
+
 def checkpoint_paths(output: Path) -> list[Path]:
     """The saved training states, the newest first."""
     return sorted((output / "checkpoint").glob("[0-9]" * 8 + ".npz"), reverse=True)
-
-
-def remove_old_states(saved: Path) -> None:
-    """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
-    # Later ones than `saved` must be damaged, or the run would have used them: sort them last.
-    states = sorted(checkpoint_paths(saved.parent.parent), key=lambda path: path.stem > saved.stem)
-    now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
-    for place, path in enumerate(states[CHECKPOINTS:], CHECKPOINTS):
-        if place >= CHECKPOINTS_AT_MOST or now - path.stat().st_mtime > UPLOAD_SECONDS:
-            path.unlink()
 
 
 def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None:
@@ -1104,11 +1129,14 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
     return None
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, and sync each, so that they survive a power cut."""
-    for missing in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
-        missing.mkdir(exist_ok=True)
-        sync(missing.parent)
+def remove_old_states(saved: Path) -> None:
+    """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
+    # Later ones than `saved` must be damaged, or the run would have used them: sort them last.
+    states = sorted(checkpoint_paths(saved.parent.parent), key=lambda path: path.stem > saved.stem)
+    now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
+    for place, path in enumerate(states[CHECKPOINTS:], CHECKPOINTS):
+        if place >= CHECKPOINTS_AT_MOST or now - path.stat().st_mtime > UPLOAD_SECONDS:
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -1126,6 +1154,13 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
         except OSError:  # locks are not supported here: continue without
             pass
         yield
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, and sync each, so that they survive a power cut."""
+    for missing in reversed([each for each in (folder, *folder.parents) if not each.is_dir()]):
+        missing.mkdir(exist_ok=True)
+        sync(missing.parent)
 
 
 def find_files(output: Path, names: re.Pattern, unfinished: bool = False) -> list[Path]:

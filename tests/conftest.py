@@ -74,7 +74,7 @@ def main(capsys):
         return subprocess.CompletedProcess(arguments, code, out, err)
 
     yield call
-    gc.collect()
+    keras.utils.clear_session()
     gc.freeze()  # TensorFlow keeps what it has compiled: do not look at it again in each test
 
 
