@@ -25,7 +25,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while NumPy loads: no traceback
 
 import numpy as np
-from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
 IMAGE_SIZE = 128  # pixels, the side of every square; "96x128" for upright pictures
 IMAGE_CHANNELS = 3  # red, green, blue; 1 for grey pictures
@@ -40,9 +40,6 @@ BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "XBM", "XPM"}  # Pillow cannot decode them, or not rightly
 # Errors that are about one file; others are about the disk
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
-# By EXIF's orientation: how to turn a picture upright
-TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
-TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
 BITS, PHOTOMETRIC, PLANAR, COLORMAP, SAMPLEFORMAT = 258, 262, 284, 320, 339  # tags of a TIFF
 for marker in (0xFFE0, *range(0xFFE2, 0xFFF0)):  # a JPEG's metadata but EXIF: it may be broken
@@ -244,11 +241,10 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     """Decode an open picture, turn it upright, crop and resize it to uint8 of `shape`."""
     mend(image)
     image.load()
+    with suppress(Exception):  # its metadata is broken; what it says of turning was done first
+        ImageOps.exif_transpose(image, in_place=True)
     # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
     picture, (height, width, channels) = to_rgb(image), shape
-    with suppress(Exception):  # there is no orientation, or a broken one
-        turn = TURNS[image.getexif()[ExifTags.Base.Orientation]]
-        picture = picture.transpose(Image.Transpose[turn])
     if crop:  # to the largest part around the centre that has the wanted shape
         scale = min(picture.width / width, picture.height / height)
         part = [max(1, round(side * scale)) for side in (width, height)]
