@@ -26,6 +26,13 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
+from PIL.TiffImagePlugin import (
+    BITSPERSAMPLE,
+    COLORMAP,
+    PHOTOMETRIC_INTERPRETATION,
+    PLANAR_CONFIGURATION,
+    SAMPLEFORMAT,
+)
 
 IMAGE_SIZE = 128  # pixels, the side of every square; "96x128" for upright pictures
 IMAGE_CHANNELS = 3  # red, green, blue; 1 for grey pictures
@@ -37,11 +44,11 @@ SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
 IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
 MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # decoded at a time; Pillow's limit for one
 BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
-STUBS = {"BUFR", "GRIB", "HDF5", "MPEG", "XBM", "XPM"}  # Pillow cannot decode them, or not rightly
+# Formats that Pillow cannot decode, or not rightly
+STUBS = {"BUFR", "FITS", "GRIB", "HDF5", "MCIDAS", "MPEG", "SUN", "XBM", "XPM"}
 # Errors that are about one file; others are about the disk
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
-BITS, PHOTOMETRIC, PLANAR, COLORMAP, SAMPLEFORMAT = 258, 262, 284, 320, 339  # tags of a TIFF
 for marker in (0xFFE0, *range(0xFFE2, 0xFFF0)):  # a JPEG's metadata but EXIF: it may be broken
     JpegImagePlugin.MARKER[marker] = ("", "", JpegImagePlugin.Skip)
 Shape = tuple[int, int, int]  # height, width, channels
@@ -188,58 +195,42 @@ def list_files(folder: str) -> tuple[list[Path], int]:
     return sorted(set(files) - dangling), len(skipped)
 
 
-def mend(image: Image.Image) -> None:
-    """Correct what Pillow would decode wrongly; raise UserError for what cannot be corrected."""
-    tag, clear = getattr(image, "tag_v2", {}).get, image.info.get("transparency")  # tag: of a TIFF
-    coding = image.tile[0].args if image.tile else None
-    if clear is not None and coding in ("L;2", "L;4"):  # PNG: Pillow scales only the pixels
-        image.info["transparency"] = clear % 4 * 85 if coding == "L;2" else clear % 16 * 17
-    if image.format == "TIFF":
-        image.info.pop("xmp", None)  # one of a wrong type would cost the picture
-    if image.mode in ("P", "PA") and max(tag(COLORMAP, (256,))) < 256:  # 8 bits, not 16
-        image.palette.palette = bytes(tag(COLORMAP))
-    if tag(BITS, (8,))[0] == 32 and "B" in coding[0]:  # libtiff has swapped these bytes already
-        image.tile = [image.tile[0]._replace(args=(coding[0].replace("B", ""), *coding[1:]))]
-    planes = tag(PLANAR) == 2 and image.mode in ("LA", "La", "PA")
-    signed = max(tag(SAMPLEFORMAT, (1,))) == 2 and tag(BITS, (1,))[0] < 32
-    measured = image.format in ("FITS", "MCIDAS") and image.mode[0] == "I"  # white is unknown
-    deep = clear is not None and coding == "RGB;16B"
-    if image.format == "JPEG2000":  # Pillow does not scale other depths, or indices of a palette
+def is_misread(image: Image.Image) -> bool:
+    """Whether an open picture is of a rare kind that Pillow would decode wrongly."""
+    if image.mode in ("F", "La") or (image.mode == "I" and image.format != "PPM"):
+        return True  # it is not known which value is white, or there is no conversion
+    if image.format == "PNG" and "transparency" in image.info:
+        return image.tile[0].args in ("L;2", "L;4", "I;16B", "RGB;16B")  # that colour is not scaled
+    if image.format == "JPEG2000":  # samples are not scaled, either; so they must have 8 bits
         image.fp.seek(0)
-        found = re.search(rb"(?:\A|jp2c)\xff\x4f\xff\x51(.{39})", image.fp.read(), re.DOTALL)
-        bits = 1 + (found[1][38] & 127) if found else 0
-        deep = bits != 8 and not (image.mode == "I;16" and bits > 9)
-    swapped = (image.format, image.mode) == ("PSD", "1")
-    swapped |= image.format == "SUN" and coding[0] in ("BGRX", "RGBX")
-    if image.format == "TGA" and image.mode == "RGBA":  # it may say that the fourth byte is unused
-        image.fp.seek(17)
-        swapped |= coding[0] == "BGRA;15Z" or not image.fp.read(1)[0] & 15
-    if planes or signed or measured or deep or swapped:
-        raise UserError("a rare kind that Pillow misreads; save it as an 8-bit PNG")
+        start = rb"(?:\A|jp2c)\xff\x4f\xff\x51.{38}\x07"
+        return not re.search(start, image.fp.read(), re.DOTALL)
+    if image.format == "TIFF":
+        tag = image.tag_v2.get
+        return (
+            (image.mode == "L" and max(tag(SAMPLEFORMAT, (1,))) == 2)  # signed
+            or (image.mode[0] == "I" and tag(BITSPERSAMPLE) != (16,))
+            or (image.mode[0] == "I" and tag(PHOTOMETRIC_INTERPRETATION) == 0)  # 0 is white
+            or (image.mode[0] == "P" and max(tag(COLORMAP)) < 256)  # its colours have 8 bits
+            or (image.mode in ("LA", "PA") and tag(PLANAR_CONFIGURATION) == 2)
+        )
+    return (image.format, image.mode) in [("PSD", "1"), ("TGA", "RGBA")]
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Convert to RGB, on white if transparent. Colour profiles are ignored, as in the article."""
-    if image.mode[0] in "IF":  # Pillow's own conversion clips at 255
-        tag, clear = getattr(image, "tag_v2", {}).get, image.info.get("transparency")
-        white = 1 if image.mode == "F" else 4095 if tag(BITS, (16,))[0] == 12 else 65535
-        values = np.asarray(image)
-        if not 0 <= values.min() <= values.max() <= white:  # also true if one is NaN
-            raise UserError(f"32-bit grey outside 0..{white}; save it as an 8-bit PNG")
-        grey = (values * np.float32(255 / white) + np.float32(0.5)).astype("u1")
-        image = Image.fromarray(255 - grey if tag(PHOTOMETRIC) == 0 else grey)  # 0: white is zero
-        if clear is not None:
-            image.putalpha(Image.fromarray(values != clear).convert("L"))
-    image = image.convert("LA") if image.mode == "La" else image
+    if image.mode[0] == "I":  # 16 bits of grey, which Pillow's own conversion clips at 255
+        image = Image.fromarray((np.asarray(image) / np.float32(257)).round().astype("u1"))
     if image.has_transparency_data:
-        image = image if image.mode == "RGBA" else image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        clear, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+        image.paste(clear, mask=clear)
     return image if image.mode == "RGB" else image.convert("RGB")  # avoids a copy
 
 
 def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     """Decode an open picture, turn it upright, crop and resize it to uint8 of `shape`."""
-    mend(image)
+    if is_misread(image):
+        raise UserError("a rare kind that Pillow misreads; save it as an 8-bit PNG")
     image.load()
     with suppress(Exception):  # its metadata is broken; what it says of turning was done first
         ImageOps.exif_transpose(image, in_place=True)

@@ -18,6 +18,7 @@ from PIL import Image
 import image_resizer
 from image_resizer import UserError, to_rgb
 
+MISREAD = "^a rare kind that Pillow misreads; save it as an 8-bit PNG$"
 LEFT = np.arange(32) < 16  # the left half of every row
 
 
@@ -101,7 +102,7 @@ def test_alpha_is_composited_on_white(tmp_path):
     pixels[16:, :, :3], pixels[16:, :, 3] = COLOUR[16:], 255
     expected = COLOUR.copy()
     expected[:8], expected[8:16] = 255, 127
-    for name in ("a.png", "a.tif", "a.webp", "a.tga"):
+    for name in ("a.png", "a.tif", "a.webp"):
         options = {"lossless": True, "exact": True} if name == "a.webp" else {}
         picture = saved(Image.fromarray(pixels), tmp_path / name, **options)
         assert np.array_equal(picture, expected), name
@@ -128,8 +129,8 @@ def test_transparent_colour_of_rgb_and_grey_png(tmp_path):
     picture = saved(Image.fromarray(GREY), tmp_path / "l.png", transparency=77)
     assert np.array_equal(picture, grey_rgb(np.where(GREY == 77, 255, GREY)))
     deep = Image.fromarray((RAMP * 64).astype(np.uint16))
-    picture = saved(deep, tmp_path / "i16.png", transparency=640)
-    assert picture[0, 9:12, 0].tolist() == [2, 255, 3]
+    with pytest.raises(UserError, match=MISREAD):
+        saved(deep, tmp_path / "i16.png", transparency=640)
 
 
 def test_16_bit_grey(tmp_path):
@@ -138,7 +139,7 @@ def test_16_bit_grey(tmp_path):
     assert expected.min() == 0 and expected.max() == 255
     deep = Image.fromarray(values)
     assert deep.mode == "I;16"
-    for name in ("i.png", "i.tif", "i.pgm", "i.jp2"):
+    for name in ("i.png", "i.tif", "i.pgm"):
         assert np.array_equal(saved(deep, tmp_path / name), expected), name
     big_endian = Image.frombytes("I;16B", (32, 32), values.astype(">u2").tobytes())
     assert np.array_equal(saved(big_endian, tmp_path / "b.tif"), expected)
@@ -153,15 +154,13 @@ def test_16_bit_colour(tmp_path):
     assert np.array_equal(load(tmp_path / "rgb.png", 32), COLOUR)
 
 
-def test_32_bit_grey_is_read_where_white_is_known(tmp_path):
-    unit = Image.fromarray((RAMP / 1023).astype(np.float32))
-    expected = grey_rgb(np.round(RAMP * 255 / 1023))
-    assert np.array_equal(saved(unit, tmp_path / "f.tif"), expected)
-    for values in (RAMP * 1.0, RAMP / 1023 - 0.1, np.where(LEFT, np.nan, RAMP / 1023)):
-        with pytest.raises(UserError, match=r"outside 0\.\.1; save"):
+def test_32_bit_grey_is_refused(tmp_path):
+    """Which value is white is not known."""
+    for values in (RAMP / 1023, RAMP * 1.0, np.where(LEFT, np.nan, RAMP / 1023)):
+        with pytest.raises(UserError, match=MISREAD):
             saved(Image.fromarray(values.astype(np.float32)), tmp_path / "f.tif")
-    for values in (RAMP * 65, RAMP - 1):
-        with pytest.raises(UserError, match=r"outside 0\.\.65535; save"):
+    for values in (RAMP, RAMP * 65, RAMP - 1):
+        with pytest.raises(UserError, match=MISREAD):
             saved(Image.fromarray(values.astype(np.int32)), tmp_path / "i.tif")
 
 

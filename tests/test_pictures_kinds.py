@@ -18,8 +18,8 @@ SCHEMES = {
     5: (4, lambda v: (1 - v[..., :3]) * (1 - v[..., 3:])),
 }
 READ = {  # (photometric, bits, extra samples): what must be read, at least in one byte order
-    *((grey, bits, ()) for grey in (0, 1) for bits in (1, 2, 4, 8, 16, "float")),
-    *((1, bits, extra) for bits, extra in ((12, ()), (8, (0,)), (8, (1,)), (8, (2,)))),
+    *((grey, bits, ()) for grey in (0, 1) for bits in (1, 2, 4, 8)),
+    *((1, bits, extra) for bits, extra in ((16, ()), (8, (0,)), (8, (2,)))),
     *((2, bits, extra) for bits in (8, 16) for extra in ((), (0,), (1,), (2,))),
     *((5, bits, extra) for bits, extra in ((8, ()), (8, (0,)), (16, ()))),
 }
@@ -60,10 +60,10 @@ def test_every_kind_of_tiff_is_right_or_refused(tmp_path, photometric, bits, ext
 def test_tiff_palettes_of_16_and_of_8_bits(tmp_path):
     colours = np.random.default_rng(6).integers(0, 256, (3, 256))
     expected = colours.T[GREY]
-    for factor in (257, 256, 1):
+    for factor in (257, 256, 1, 0):
         data = tiff(GREY[..., None], 8, 3, {320: (colours * factor).ravel().tolist()})
-        assert difference(data, expected, tmp_path) == 0, factor
-    assert difference(tiff(GREY[..., None], 8, 3, {320: [0] * 768}), 0, tmp_path) == 0
+        found = difference(data, expected, tmp_path)
+        assert found == (0 if factor > 1 else None), factor
 
 
 def test_tiff_with_signed_values_is_refused(tmp_path):
@@ -95,22 +95,23 @@ def test_transparent_colour_in_a_png_of_every_depth(tmp_path, colour_type, bits)
     expected[(samples == clear).all(-1)] = 255
     chunk = (b"tRNS", struct.pack(f">{channels}H", *clear))
     found = difference(png(bits, colour_type, samples, chunk), expected, tmp_path)
-    assert found is None if (colour_type, bits) == (2, 16) else found <= 1
+    assert found is None if bits in (2, 4, 16) else found <= 1
 
 
 def test_every_mode_of_pillow_is_converted():
-    for mode in Image.MODES:
+    for mode in set(Image.MODES) - {"La"}:  # which only a TIFF has, and is refused
         with Image.new(mode, (2, 2)) as image:
             assert to_rgb(image).mode == "RGB", mode
 
 
-def test_associated_alpha_in_grey_and_measured_values(tmp_path):
-    grey = Image.merge("LA", [Image.new("L", (32, 32), v) for v in (200, 128)]).convert("La")
-    assert abs(np.asarray(to_rgb(grey)).astype(int) - 227).max() <= 1
+def test_a_fits_file_is_no_picture(tmp_path):
+    """Its 16 bits are measured values, whose white may be any."""
     header = ["SIMPLE  =                    T", "BITPIX  =                   16"]
     header += [f"NAXIS{n} = {value:>20}" for n, value in ((" ", 2), (1, 32), (2, 32))]
     fits = "".join(card.ljust(80) for card in [*header, "END"]).ljust(2880).encode()
-    assert difference(fits + bytes(2880), 0, tmp_path) is None  # 16 bits, whose white may be any
+    (tmp_path / "a.fits").write_bytes(fits + bytes(2880))
+    with pytest.raises(UserError, match=r"^$"):  # counted with what is no picture
+        load(tmp_path / "a.fits")
 
 
 def test_deep_colours_in_jpeg_2000_are_refused(tmp_path):
@@ -129,7 +130,7 @@ def test_deep_colours_in_jpeg_2000_are_refused(tmp_path):
             deep = (samples.astype(int) * (2**bits - 1) // 255).astype("u1" if bits == 8 else "u2")
             data = imagecodecs.jpeg2k_encode(deep, level=0, bitspersample=bits)
             found = difference(data, samples.reshape(32, 32, -1), tmp_path)
-            assert found is None if (samples.ndim, bits) > (3, 8) else found == 0
+            assert found is None if bits > 8 else found == 0
 
 
 def test_shallow_jpeg_2000_is_refused(tmp_path):
@@ -147,14 +148,14 @@ def test_shallow_jpeg_2000_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("depth", "flags", "read"), [(24, 0, True), (32, 8, True), (32, 0, False), (16, 1, False)]
+    ("depth", "flags", "read"), [(24, 0, True), (32, 8, False), (32, 0, False), (16, 1, False)]
 )
-def test_tga_whose_alpha_is_none(tmp_path, depth, flags, read):
-    """Pillow makes the unused bits of a pixel transparent."""
+def test_tga_with_alpha_is_refused(tmp_path, depth, flags, read):
+    """Pillow makes the unused bits of a pixel transparent, too."""
     header = struct.pack("<BBBHHBHHHHBB", 0, 0, 2, 0, 0, 0, 0, 0, 32, 32, depth, 32 | flags)
     pixels = [COLOUR[..., ::-1]]
     if depth == 32:
-        pixels.append(np.full((32, 32, 1), 255 if read else 0, np.uint8))
+        pixels.append(np.full((32, 32, 1), 255 if flags else 0, np.uint8))
     elif depth == 16:
         pixels = [np.full((32, 32, 2), 255, np.uint8)]
     data = header + np.concatenate(pixels, -1).astype("u1").tobytes()
@@ -163,20 +164,20 @@ def test_tga_whose_alpha_is_none(tmp_path, depth, flags, read):
 
 def test_kinds_that_pillow_swaps_are_refused(tmp_path):
     sun = struct.pack(">8I", 0x59A66A95, 32, 32, 32, 32 * 32 * 4, 1, 0, 0)
-    assert difference(sun + bytes(32 * 32 * 4), 0, tmp_path) is None
+    (tmp_path / "a.ras").write_bytes(sun + bytes(32 * 32 * 4))
     psd = b"8BPS" + struct.pack(">H6xHIIHH", 1, 1, 32, 32, 1, 0) + bytes(12)
     assert difference(psd + bytes(2 + 32 * 4), 0, tmp_path) is None
     xbm = "#define a_width 8\n#define a_height 1\nstatic char a_bits[] = {\n0x01};\n"
     (tmp_path / "a.xbm").write_text(xbm)
-    with pytest.raises(UserError) as error:
-        load(tmp_path / "a.xbm")
-    assert not str(error.value)  # counted with what is no picture
+    for name in ("a.ras", "a.xbm"):
+        with pytest.raises(UserError, match=r"^$"):  # counted with what is no picture
+            load(tmp_path / name)
 
 
-def test_tiff_with_xmp_of_any_type(tmp_path):
+def test_tiff_with_xmp_of_a_wrong_type_is_refused(tmp_path):
     for values in ([1, 2, 3], [0]):
         data = tiff(COLOUR, 8, 2, {700: values, 274: [6]})
-        assert difference(data, np.rot90(COLOUR, -1), tmp_path) == 0
+        assert difference(data, 0, tmp_path) is None
 
 
 @pytest.mark.parametrize("end", "<>")
@@ -193,4 +194,4 @@ def test_second_decoder_agrees_about_tiffs(tmp_path, end):
         data = (tmp_path / f"{name}.tif").read_bytes()
         expected = COLOUR if name in ("rgb", "planes") else grey_rgb(GREY)
         found = difference(data, expected, tmp_path)
-        assert found == 0 or (found is None and (name, end) == ("white", ">"))
+        assert found == (None if name in ("white", "float") else 0), name

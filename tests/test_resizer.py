@@ -103,7 +103,7 @@ def test_whatever_a_decoder_raises_ends_as_one_line(dataset, tmp_path, monkeypat
             if image.size == (200, 301):
                 raise error
 
-        monkeypatch.setattr(image_resizer, "mend", faulty)
+        monkeypatch.setattr(image_resizer, "is_misread", faulty)
         assert resize(dataset, tmp_path / "out.npy") == (4, 1)
         assert f"B.jpg': {line}\n" in capsys.readouterr().err
 
