@@ -250,16 +250,16 @@ class PngStream(PngImagePlugin.PngStream):
     """Pillow's reader of PNGs, but broken or very long metadata does not cost the picture."""
 
     def call(self, cid: bytes, pos: int, length: int) -> bytes:
-        """Read a chunk's content."""
-        if cid in (b"tEXt", b"zTXt", b"iTXt"):  # may hold the orientation
-            with suppress(Exception):
-                return super().call(cid, pos, length)
-            return b""
-        needed = cid[:1].isupper() or cid in (b"tRNS", b"eXIf")
-        return super().call(cid, pos, length) if needed else self.fp.read(length)
+        """Read a chunk. An error in it counts if the pixels depend on it."""
+        if cid[:1].isupper() or cid == b"tRNS":
+            return super().call(cid, pos, length)
+        with suppress(Exception):
+            super().call(cid, pos, length)
+        self.fp.seek(pos + length)
+        return b""
 
     def crc(self, cid: bytes, data: bytes) -> None:
-        """Compare a chunk's checksum if the pixels depend on that chunk."""
+        """Compare a chunk's checksum if the pixels depend on it."""
         (super().crc if cid[:1].isupper() or cid == b"tRNS" else self.crc_skip)(cid, data)
 
 
