@@ -11,7 +11,6 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError
 from collections import Counter
@@ -34,6 +33,11 @@ from PIL.TiffImagePlugin import (
     SAMPLEFORMAT,
 )
 
+with suppress(ImportError):  # reads HEIC if it is installed
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+
 IMAGE_SIZE = 128  # pixels, the side of every square; "96x128" for upright pictures
 IMAGE_CHANNELS = 3  # red, green, blue; 1 for grey pictures
 IMAGE_DIR = "dataset/"
@@ -42,10 +46,14 @@ IMAGE_FILE = "cubism_data.npy"
 # The article's `pixel / 127.5 - 1`, computed in float64 for each of the 256 values of a pixel.
 SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
 IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
-MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # decoded at a time; Pillow's limit for one
-BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
-# Formats that Pillow cannot decode, or not rightly
-STUBS = {"BUFR", "FITS", "GRIB", "HDF5", "MCIDAS", "MPEG", "SUN", "XBM", "XPM"}
+THREADS = 8  # Pillow releases the GIL; more threads would take more memory
+ONE_THREAD = ThreadPoolExecutor(1)  # decodes large pictures one at a time, to limit memory
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # decoded of one picture; it is Pillow's limit
+Image.MAX_IMAGE_PIXELS *= 4  # but larger JPEGs can be decoded at a fraction of their size
+Image.init()  # here, so that the threads do not race to load Pillow's formats
+# Pillow cannot decode these, or not rightly
+NOT_READ = {"BUFR", "FITS", "GRIB", "HDF5", "MCIDAS", "MPEG", "SUN", "XBM", "XPM"}
+FORMATS = [name for name in Image.ID if name not in NOT_READ]
 # Errors that are about one file; others are about the disk
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
@@ -153,7 +161,7 @@ def parse_size(text: str) -> tuple[int, int]:
 def is_picture(path: Path) -> bool:
     """Whether Pillow can read files with this suffix; .mpo is a kind of JPEG."""
     kind = Image.registered_extensions().get(path.suffix.lower())
-    return kind == "MPO" or (kind in Image.OPEN and kind not in STUBS)
+    return kind == "MPO" or kind in FORMATS
 
 
 def cannot(what: str, path: Path | str, error: BaseException) -> UserError:
@@ -266,29 +274,16 @@ class PngStream(PngImagePlugin.PngStream):
 PngImagePlugin.PngStream = PngStream
 
 
-@contextmanager
-def room_for(pixels: int) -> Iterator[None]:
-    """Wait until this many pixels fit into memory beside those that other threads decode."""
-    units = min(1 + pixels // 10**6, MEGAPIXELS)
-    with TURN:  # one thread at a time, or two could deadlock
-        for _ in range(units):
-            BUDGET.acquire()
-    try:
-        yield
-    finally:
-        BUDGET.release(units)
-
-
-def why_not(path: Path, start: bytes, error: Exception) -> str:
-    """Say why a file with these first bytes cannot be decoded; "" if it is not a picture."""
-    unknown = isinstance(error, Image.UnidentifiedImageError)
-    if isinstance(error, Image.DecompressionBombError):
-        megapixels = int(re.search(r"\d+", reason(error))[0]) // 10**6
-        return f"too large: {megapixels} megapixels; shrink it"
+def why_not(path: Path, file: BinaryIO, error: Exception) -> str:
+    """Say why an open file cannot be decoded; "" if it is not a picture. Raises OSError."""
+    file.seek(0)
+    start, unknown = file.read(4096), isinstance(error, Image.UnidentifiedImageError)
     if start[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
         return "HEIC; pip install pillow-heif, or export it as JPEG"
     if not is_picture(path) and (unknown or b"\0" not in start):  # or a text file
         return ""
+    while file.read(1 << 20):
+        pass  # it raises OSError if the disk is to blame, which decoders do not say
     return "empty, or not a picture that Pillow knows" if unknown else reason(error)
 
 
@@ -301,29 +296,20 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
     if path.exists() and not path.is_file():
         raise UserError  # a pipe or a device: reading it may never end
     with path.open("rb") as file:  # by its path, Pillow would map it: a lost disk kills the run
-        start = file.read(4096)
-        file.seek(0)
         try:
-            jpeg = start.startswith(b"\xff\xd8")  # .mpo, too: a JpegImageFile can draft()
-            image = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file)
-            if image.format in STUBS:
-                raise Image.UnidentifiedImageError
-            pixels, side, most = image.width * image.height, 4 * max(shape), MEGAPIXELS * 10**6
-            # A progressive JPEG is held in memory whole, however small the draft
-            if pixels > most and not (image.info.get("progressive") and pixels > 4 * most):
-                image.draft(None, (side, side))
-            if image.width * image.height > most:
-                raise Image.DecompressionBombError(pixels)
-            with room_for(pixels):
-                return decode(image, shape, crop)
+            image = Image.open(file, formats=FORMATS)
+            pixels = image.width * image.height
+            if pixels > MOST_PIXELS:
+                image.draft(None, (4 * max(shape), 4 * max(shape)))
+            if image.width * image.height > MOST_PIXELS:
+                raise UserError(f"too large: {pixels // 10**6} megapixels; shrink it")
+            if pixels > 40 * 10**6:
+                return ONE_THREAD.submit(decode, image, shape, crop).result()
+            return decode(image, shape, crop)
         except Exception as error:  # damaged files make Pillow raise anything
             if isinstance(error, UserError) or getattr(error, "errno", None):
                 raise
-            file.seek(0)
-            known = is_picture(path) or not isinstance(error, Image.UnidentifiedImageError)
-            while known and file.read(1 << 20):
-                pass  # raises OSError if the disk is to blame
-            raise UserError(why_not(path, start, error)) from error
+            raise UserError(why_not(path, file, error)) from error
 
 
 def remove_leftovers(target: Path) -> None:
@@ -344,8 +330,7 @@ def write_pictures(
     """Write pictures in order. Return the counts: written, skipped, others such as ["2 .md"]."""
     count, skipped, others = 0, 0, Counter()
     with ExitStack() as stack, warnings.catch_warnings(action="ignore"):  # Pillow's, about oddities
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-        pool = ThreadPoolExecutor(cores)  # Pillow releases the GIL
+        pool = ThreadPoolExecutor(THREADS)
         stack.callback(pool.shutdown, cancel_futures=True)
         for start in range(0, len(paths), IN_FLIGHT):
             batch = paths[start : start + IN_FLIGHT]
@@ -372,11 +357,6 @@ def resize_folder(
     Returns how many it wrote, how many files and folders it skipped, what else there was, and how
     many pictures in sub-folders it did not read.
     """
-    Image.init()  # here, so that the threads do not race to load Pillow's formats
-    with suppress(ImportError):  # if it is there, it reads HEIC
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
     try:
         target = Path(os.path.realpath(output))  # if `output` is a link, it stays one
         if target.exists() and not (target.is_file() and target.suffix == ".npy"):
