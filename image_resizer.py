@@ -25,13 +25,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
-from PIL.TiffImagePlugin import (
-    BITSPERSAMPLE,
-    COLORMAP,
-    PHOTOMETRIC_INTERPRETATION,
-    PLANAR_CONFIGURATION,
-    SAMPLEFORMAT,
-)
 
 with suppress(ImportError):  # reads HEIC if it is installed
     from pillow_heif import register_heif_opener
@@ -182,25 +175,21 @@ def list_files(folder: str) -> tuple[list[Path], int]:
 
     Linked folders are sub-folders, too, but none is read twice. Hidden files are left out.
     """
-    seen, files, skipped = set(Path(folder).resolve().parents), [], []
-    walk = os.walk(folder, onerror=lambda e: skipped.append(skip(e.filename, e)), followlinks=True)
-    for parent, folders, names in walk:
-        real, problem = Path(parent).resolve(), None
-        if real in seen:
-            problem = "a link to a folder that is read anyway"
-        elif len(real.parts) > 500:  # Python 3.11 cannot go much deeper
-            problem = "nested too deeply"
-        if problem:
-            skipped.append(skip(parent, UserError(problem)))
+    seen, files, errors = set(Path(folder).resolve().parents), [], []
+    for parent, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
+        real = Path(parent).resolve()
+        if real in seen or len(real.parts) > 500:  # Python 3.11 cannot go much deeper
+            why = "a link to a folder that is read anyway" if real in seen else "nested too deeply"
+            errors.append(OSError(errno.ELOOP, why, parent))
             folders.clear()
             continue
         seen.add(real)
         folders[:] = [name for name in folders if not name.startswith(".")]
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     dangling = {path for path in files if os.path.islink(path) and not os.path.exists(path)}
-    problem = UserError("a link to nothing that can be read")
-    skipped += [skip(path, problem) for path in sorted(dangling)]
-    return sorted(set(files) - dangling), len(skipped)
+    why = "a link to nothing that can be read"
+    errors += [OSError(errno.ELOOP, why, path) for path in sorted(dangling)]
+    return sorted(set(files) - dangling), sum(skip(error.filename, error) for error in errors)
 
 
 def is_misread(image: Image.Image) -> bool:
@@ -214,13 +203,13 @@ def is_misread(image: Image.Image) -> bool:
         start = rb"(?:\A|jp2c)\xff\x4f\xff\x51.{38}\x07"
         return not re.search(start, image.fp.read(), re.DOTALL)
     if image.format == "TIFF":
-        tag = image.tag_v2.get
+        tiff, tag = TiffImagePlugin, image.tag_v2.get
         return (
-            (image.mode == "L" and max(tag(SAMPLEFORMAT, (1,))) == 2)  # signed
-            or (image.mode[0] == "I" and tag(BITSPERSAMPLE) != (16,))
-            or (image.mode[0] == "I" and tag(PHOTOMETRIC_INTERPRETATION) == 0)  # 0 is white
-            or (image.mode[0] == "P" and max(tag(COLORMAP)) < 256)  # its colours have 8 bits
-            or (image.mode in ("LA", "PA") and tag(PLANAR_CONFIGURATION) == 2)
+            (image.mode == "L" and max(tag(tiff.SAMPLEFORMAT, (1,))) == 2)  # signed
+            or (image.mode[0] == "I" and tag(tiff.BITSPERSAMPLE) != (16,))
+            or (image.mode[0] == "I" and tag(tiff.PHOTOMETRIC_INTERPRETATION) == 0)  # 0 is white
+            or (image.mode[0] == "P" and max(tag(tiff.COLORMAP)) < 256)  # colours of 8 bits
+            or (image.mode in ("LA", "PA") and tag(tiff.PLANAR_CONFIGURATION) == 2)
         )
     return (image.format, image.mode) in [("PSD", "1"), ("TGA", "RGBA")]
 
