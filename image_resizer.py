@@ -16,7 +16,7 @@ from argparse import ArgumentParser, ArgumentTypeError
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -247,17 +247,13 @@ class PngStream(PngImagePlugin.PngStream):
     """Pillow's reader of PNGs, but broken or very long metadata does not cost the picture."""
 
     def call(self, cid: bytes, pos: int, length: int) -> bytes:
-        """Read a chunk. An error in it counts if the pixels depend on it."""
-        if cid[:1].isupper() or cid == b"tRNS":
+        """Read a chunk. Errors and its checksum count only if the pixels depend on it."""
+        needed = cid[:1].isupper() or cid == b"tRNS"
+        self.crc = super().crc if needed else self.crc_skip  # what Pillow calls next
+        with nullcontext() if needed else suppress(Exception):
             return super().call(cid, pos, length)
-        with suppress(Exception):
-            super().call(cid, pos, length)
         self.fp.seek(pos + length)
         return b""
-
-    def crc(self, cid: bytes, data: bytes) -> None:
-        """Compare a chunk's checksum if the pixels depend on it."""
-        (super().crc if cid[:1].isupper() or cid == b"tRNS" else self.crc_skip)(cid, data)
 
 
 PngImagePlugin.PngStream = PngStream
