@@ -365,8 +365,7 @@ def resize_folder(
             count, skipped, others = write_pictures(file, paths, shape, crop)
             if not count:
                 counts = ", ".join([f"{failed + skipped} skipped", *others])
-                again = f"run: python image_resizer.py {shlex.quote(image_dir)} --recursive"
-                hint = f"but {deeper} in sub-folders; {again}" if deeper else "add some"
+                hint = f"but {deeper} in sub-folders: use --recursive" if deeper else "add some"
                 raise UserError(f"no readable picture in {image_dir!r} ({counts}); {hint}")
             file.seek(0)  # NumPy pads the header, so that its length is the same
             np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *shape)})
@@ -407,9 +406,7 @@ def main(argv: list[str] | None = None) -> int:
     if others:
         say(f"not pictures that Pillow can read: {', '.join(others)}")
     if deeper:
-        options = sys.argv[1:] if argv is None else argv
-        again = shlex.join(["python", "image_resizer.py", "--recursive", *options])
-        say(f"{deeper} pictures in sub-folders were not read; if you want them: {again}")
+        say(f"{deeper} pictures in sub-folders were not read; to read them, use --recursive")
     data = "" if args.output == IMAGE_FILE else f" --data {shlex.quote(args.output)}"
     say(f"next: python art_gan.py{data}")
     return 0

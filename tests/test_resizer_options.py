@@ -40,13 +40,12 @@ def test_output_size_and_crop_options(dataset, tmp_path):
         (["apple"], "no readable picture in 'apple' (0 skipped, 2 .heic, 1 .md); add some\n"),
         (
             ["."],
-            "no readable picture in '.' (0 skipped); but 9 in sub-folders; "
-            "run: python image_resizer.py . --recursive\n",
+            "no readable picture in '.' (0 skipped); but 9 in sub-folders: use --recursive\n",
         ),
         (
             ["one deep"],
-            "no readable picture in 'one deep' (0 skipped); but 3 in sub-folders; "
-            "run: python image_resizer.py 'one deep' --recursive\n",
+            "no readable picture in 'one deep' (0 skipped); but 3 in sub-folders: "
+            "use --recursive\n",
         ),
         (
             ["dataset", "--output", "no/x.npy"],
@@ -151,7 +150,7 @@ def test_the_articles_command_hints_at_the_sample(dataset, tmp_path):
     dataset.rename(tmp_path / "other" / "sample")
     (tmp_path / "other").rename(dataset)
     done = run(cwd=tmp_path)
-    assert done.stderr.endswith("; run: python image_resizer.py dataset/ --recursive\n")
+    assert done.stderr.endswith("; but 5 in sub-folders: use --recursive\n")
     assert run("dataset/", "--recursive", cwd=tmp_path).returncode == 0
 
 
