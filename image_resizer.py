@@ -3,7 +3,6 @@
 import errno
 import fcntl
 import logging
-import math
 import os
 import re
 import secrets
@@ -26,10 +25,8 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-with suppress(ImportError):  # reads HEIC if it is installed
-    from pillow_heif import register_heif_opener
-
-    register_heif_opener()
+with suppress(ImportError):  # if it is installed, it reads HEIC
+    import pillow_heif.HeifImagePlugin  # noqa: F401
 
 IMAGE_SIZE = 128  # pixels, the side of every square; "96x128" for upright pictures
 IMAGE_CHANNELS = 3  # red, green, blue; 1 for grey pictures
@@ -39,16 +36,16 @@ IMAGE_FILE = "cubism_data.npy"
 # The article's `pixel / 127.5 - 1`, computed in float64 for each of the 256 values of a pixel.
 SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
 IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
-THREADS = 8  # Pillow releases the GIL; more threads would take more memory
 ONE_THREAD = ThreadPoolExecutor(1)  # decodes large pictures one at a time, to limit memory
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # decoded of one picture; it is Pillow's limit
-Image.MAX_IMAGE_PIXELS *= 4  # but larger JPEGs can be decoded at a fraction of their size
-Image.init()  # here, so that the threads do not race to load Pillow's formats
-# Pillow cannot decode these, or not rightly
-NOT_READ = {"BUFR", "FITS", "GRIB", "HDF5", "MCIDAS", "MPEG", "SUN", "XBM", "XPM"}
-FORMATS = [name for name in Image.ID if name not in NOT_READ]
 # Errors that are about one file; others are about the disk
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
+
+# Formats that Pillow does not decode, or not rightly
+NOT_READ = {"BUFR", "FITS", "GRIB", "HDF5", "MCIDAS", "MPEG", "SUN", "XBM", "XPM"}
+Image.init()  # here, so that the threads do not race to load Pillow's formats
+FORMATS = [name for name in Image.ID if name not in NOT_READ]
+MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # decoded of one picture; it is Pillow's limit
+Image.MAX_IMAGE_PIXELS *= 4  # but larger JPEGs can be decoded at a fraction of their size
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
 for marker in (0xFFE0, *range(0xFFE2, 0xFFF0)):  # a JPEG's metadata but EXIF: it may be broken
     JpegImagePlugin.MARKER[marker] = ("", "", JpegImagePlugin.Skip)
@@ -153,8 +150,7 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def is_picture(path: Path) -> bool:
     """Whether Pillow can read files with this suffix; .mpo is a kind of JPEG."""
-    kind = Image.registered_extensions().get(path.suffix.lower())
-    return kind == "MPO" or kind in FORMATS
+    return Image.registered_extensions().get(path.suffix.lower()) in (*FORMATS, "MPO")
 
 
 def cannot(what: str, path: Path | str, error: BaseException) -> UserError:
@@ -315,7 +311,7 @@ def write_pictures(
     """Write pictures in order. Return the counts: written, skipped, others such as ["2 .md"]."""
     count, skipped, others = 0, 0, Counter()
     with ExitStack() as stack, warnings.catch_warnings(action="ignore"):  # Pillow's, about oddities
-        pool = ThreadPoolExecutor(THREADS)
+        pool = ThreadPoolExecutor(8)  # Pillow releases the GIL; more would take more memory
         stack.callback(pool.shutdown, cancel_futures=True)
         for start in range(0, len(paths), IN_FLIGHT):
             batch = paths[start : start + IN_FLIGHT]
@@ -328,7 +324,7 @@ def write_pictures(
                 elif str(error):
                     skipped += skip(path, error)
                 else:
-                    others[repr(path.suffix.lower())[1:-1] or "without a suffix"] += 1
+                    others[path.suffix.lower() or "without a suffix"] += 1
                 if done * 10 // len(paths) > (done - 1) * 10 // len(paths):
                     say(f"{done}/{len(paths)} files", "stderr")
     return count, skipped, [f"{number} {suffix}" for suffix, number in others.most_common()]
@@ -345,13 +341,12 @@ def resize_folder(
     try:
         target = Path(os.path.realpath(output))  # if `output` is a link, it stays one
         if target.exists() and not (target.is_file() and target.suffix == ".npy"):
-            problem = f"--output {output!r} is not a .npy file"
-            raise UserError(f"{problem}; name one, such as {IMAGE_FILE}")
+            raise UserError(f"--output {output!r} is not a .npy file; name one, such as data.npy")
         os.listdir(image_dir)
         files, failed = list_files(image_dir)
         paths = [path for path in files if recursive or path.parent == Path(image_dir)]
         deeper = sum(map(is_picture, files)) - sum(map(is_picture, paths))
-        need = sum(map(is_picture, paths)) * math.prod(shape) * SCALED.itemsize
+        need = sum(map(is_picture, paths)) * np.prod(shape) * SCALED.itemsize
         if need > shutil.disk_usage(target.parent).free:
             raise OSError(errno.ENOSPC, f"{need / 1e9:.1f} GB do not fit on that disk")
         remove_leftovers(target)
@@ -371,9 +366,8 @@ def resize_folder(
             np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *shape)})
             file.flush()
     except OSError as error:
-        if error.filename == image_dir:
-            raise cannot("read", image_dir, error) from error
-        raise cannot("write", output, error) from error
+        problem = ("read", image_dir) if error.filename == image_dir else ("write", output)
+        raise cannot(*problem, error) from error
     return count, failed + skipped, others, deeper
 
 
@@ -401,7 +395,7 @@ def main(argv: list[str] | None = None) -> int:
         say(f"image_resizer.py: interrupted; {args.output!r} is as it was before", "stderr")
         return 130
     count, skipped, others, deeper = found
-    size = count * math.prod(shape) * SCALED.itemsize / 1e6
+    size = count * np.prod(shape) * SCALED.itemsize / 1e6
     say(f"{args.output}: float32 {(count, *shape)}, {size:.1f} MB; {skipped} files skipped")
     if others:
         say(f"not pictures that Pillow can read: {', '.join(others)}")
