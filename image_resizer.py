@@ -191,22 +191,23 @@ def list_files(folder: str) -> tuple[list[Path], int]:
 def is_misread(image: Image.Image) -> bool:
     """Whether an open picture is of a rare kind that Pillow would decode wrongly."""
     if image.mode in ("F", "La") or (image.mode == "I" and image.format != "PPM"):
-        return True  # it is not known which value is white, or there is no conversion
+        return True  # which value is white is not known; nothing converts "La"
     if image.format == "PNG" and "transparency" in image.info:
-        return image.tile[0].args in ("L;2", "L;4", "I;16B", "RGB;16B")  # that colour is not scaled
-    if image.format == "JPEG2000":  # samples are not scaled, either; so they must have 8 bits
+        return image.tile[0].args in ("L;2", "L;4", "I;16B", "RGB;16B")  # it scales the pixels only
+    if image.format == "JPEG2000":  # it scales no samples, so the header must say 8 bits (less one)
         image.fp.seek(0)
-        start = rb"(?:\A|jp2c)\xff\x4f\xff\x51.{38}\x07"
-        return not re.search(start, image.fp.read(), re.DOTALL)
+        header = rb"(?:\A|jp2c)\xff\x4f\xff\x51.{38}\x07"
+        return not re.search(header, image.fp.read(), re.DOTALL)
     if image.format == "TIFF":
         tiff, tag = TiffImagePlugin, image.tag_v2.get
         return (
             (image.mode == "L" and max(tag(tiff.SAMPLEFORMAT, (1,))) == 2)  # signed
-            or (image.mode[0] == "I" and tag(tiff.BITSPERSAMPLE) != (16,))
+            or (image.mode[0] == "I" and tag(tiff.BITSPERSAMPLE) != (16,))  # but 12
             or (image.mode[0] == "I" and tag(tiff.PHOTOMETRIC_INTERPRETATION) == 0)  # 0 is white
             or (image.mode[0] == "P" and max(tag(tiff.COLORMAP)) < 256)  # colours of 8 bits
-            or (image.mode in ("LA", "PA") and tag(tiff.PLANAR_CONFIGURATION) == 2)
+            or (image.mode in ("LA", "PA") and tag(tiff.PLANAR_CONFIGURATION) == 2)  # separate
         )
+    # In these, black is taken for white, and unused bits for alpha.
     return (image.format, image.mode) in [("PSD", "1"), ("TGA", "RGBA")]
 
 
@@ -225,7 +226,7 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     if is_misread(image):
         raise UserError("a rare kind that Pillow misreads; save it as an 8-bit PNG")
     image.load()
-    with suppress(Exception):  # its metadata is broken; what it says of turning was done first
+    with suppress(Exception):  # broken metadata; what can be read of it has turned the picture
         ImageOps.exif_transpose(image, in_place=True)
     # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
     picture, (height, width, channels) = to_rgb(image), shape
