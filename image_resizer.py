@@ -10,6 +10,7 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
 import warnings
 from argparse import ArgumentParser, ArgumentTypeError
 from collections import Counter
@@ -25,9 +26,6 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, TiffImagePlugin
 
-with suppress(ImportError):  # if it is installed, it reads HEIC
-    import pillow_heif.HeifImagePlugin  # noqa: F401
-
 IMAGE_SIZE = 128  # pixels, the side of every square; "96x128" for upright pictures
 IMAGE_CHANNELS = 3  # red, green, blue; 1 for grey pictures
 IMAGE_DIR = "dataset/"
@@ -36,16 +34,13 @@ IMAGE_FILE = "cubism_data.npy"
 # The article's `pixel / 127.5 - 1`, computed in float64 for each of the 256 values of a pixel.
 SCALED = (np.arange(256) / 127.5 - 1).astype("<f4")
 IN_FLIGHT = 256  # pictures given to the threads at a time, to limit memory
-ONE_THREAD = ThreadPoolExecutor(1)  # decodes large pictures one at a time, to limit memory
+MEGAPIXELS = 2 * Image.MAX_IMAGE_PIXELS // 10**6  # decoded at a time; Pillow's limit for one
+BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
 # Errors that are about one file; others are about the disk
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 
 # Formats that Pillow does not decode, or not rightly
 NOT_READ = {"BUFR", "FITS", "GRIB", "HDF5", "MCIDAS", "MPEG", "SUN", "XBM", "XPM"}
-Image.init()  # here, so that the threads do not race to load Pillow's formats
-FORMATS = [name for name in Image.ID if name not in NOT_READ]
-MOST_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # decoded of one picture; it is Pillow's limit
-Image.MAX_IMAGE_PIXELS *= 4  # but larger JPEGs can be decoded at a fraction of their size
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
 for marker in (0xFFE0, *range(0xFFE2, 0xFFF0)):  # a JPEG's metadata but EXIF: it may be broken
     JpegImagePlugin.MARKER[marker] = ("", "", JpegImagePlugin.Skip)
@@ -150,7 +145,8 @@ def parse_size(text: str) -> tuple[int, int]:
 
 def is_picture(path: Path) -> bool:
     """Whether Pillow can read files with this suffix; .mpo is a kind of JPEG."""
-    return Image.registered_extensions().get(path.suffix.lower()) in (*FORMATS, "MPO")
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    return kind == "MPO" or (kind in Image.OPEN and kind not in NOT_READ)
 
 
 def cannot(what: str, path: Path | str, error: BaseException) -> UserError:
@@ -207,8 +203,10 @@ def is_misread(image: Image.Image) -> bool:
             or (image.mode[0] == "P" and max(tag(tiff.COLORMAP)) < 256)  # colours of 8 bits
             or (image.mode in ("LA", "PA") and tag(tiff.PLANAR_CONFIGURATION) == 2)  # separate
         )
-    # In these, black is taken for white, and unused bits for alpha.
-    return (image.format, image.mode) in [("PSD", "1"), ("TGA", "RGBA")]
+    if (image.format, image.mode) == ("TGA", "RGBA"):  # its alpha may be unused bits
+        image.fp.seek(17)
+        return image.tile[0].args[0] == "BGRA;15Z" or not image.fp.read(1)[0] & 15
+    return (image.format, image.mode) == ("PSD", "1")  # it takes black for white
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -225,6 +223,8 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     """Decode an open picture, turn it upright, crop and resize it to uint8 of `shape`."""
     if is_misread(image):
         raise UserError("a rare kind that Pillow misreads; save it as an 8-bit PNG")
+    if image.format == "TIFF":
+        image.info.pop("xmp", None)  # a broken one would end load()
     image.load()
     with suppress(Exception):  # broken metadata; what can be read of it has turned the picture
         ImageOps.exif_transpose(image, in_place=True)
@@ -256,10 +256,26 @@ class PngStream(PngImagePlugin.PngStream):
 PngImagePlugin.PngStream = PngStream
 
 
+@contextmanager
+def room_for(pixels: int) -> Iterator[None]:
+    """Wait until this many pixels fit into memory beside those that other threads decode."""
+    units = min(1 + pixels // 10**6, MEGAPIXELS)
+    with TURN:  # one thread at a time, or two could deadlock
+        for _ in range(units):
+            BUDGET.acquire()
+    try:
+        yield
+    finally:
+        BUDGET.release(units)
+
+
 def why_not(path: Path, file: BinaryIO, error: Exception) -> str:
     """Say why an open file cannot be decoded; "" if it is not a picture. Raises OSError."""
     file.seek(0)
     start, unknown = file.read(4096), isinstance(error, Image.UnidentifiedImageError)
+    if isinstance(error, Image.DecompressionBombError):
+        megapixels = int(re.search(r"\d+", reason(error))[0]) // 10**6
+        return f"too large: {megapixels} megapixels; shrink it"
     if start[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
         return "HEIC; pip install pillow-heif, or export it as JPEG"
     if not is_picture(path) and (unknown or b"\0" not in start):  # or a text file
@@ -279,15 +295,19 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
         raise UserError  # a pipe or a device: reading it may never end
     with path.open("rb") as file:  # by its path, Pillow would map it: a lost disk kills the run
         try:
-            image = Image.open(file, formats=FORMATS)
-            pixels = image.width * image.height
-            if pixels > MOST_PIXELS:
-                image.draft(None, (4 * max(shape), 4 * max(shape)))
-            if image.width * image.height > MOST_PIXELS:
-                raise UserError(f"too large: {pixels // 10**6} megapixels; shrink it")
-            if pixels > 40 * 10**6:
-                return ONE_THREAD.submit(decode, image, shape, crop).result()
-            return decode(image, shape, crop)
+            jpeg = file.read(2) == b"\xff\xd8"  # .mpo, too: a JpegImageFile can draft()
+            file.seek(0)
+            image = JpegImagePlugin.JpegImageFile(file) if jpeg else Image.open(file)
+            if image.format in NOT_READ:
+                raise Image.UnidentifiedImageError
+            pixels, side, most = image.width * image.height, 4 * max(shape), MEGAPIXELS * 10**6
+            # A progressive JPEG is held in memory whole, however small the draft
+            if pixels > most and not (image.info.get("progressive") and pixels > 4 * most):
+                image.draft(None, (side, side))
+            if image.width * image.height > most:
+                raise Image.DecompressionBombError(pixels)
+            with room_for(pixels):
+                return decode(image, shape, crop)
         except Exception as error:  # damaged files make Pillow raise anything
             if isinstance(error, UserError) or getattr(error, "errno", None):
                 raise
@@ -312,7 +332,8 @@ def write_pictures(
     """Write pictures in order. Return the counts: written, skipped, others such as ["2 .md"]."""
     count, skipped, others = 0, 0, Counter()
     with ExitStack() as stack, warnings.catch_warnings(action="ignore"):  # Pillow's, about oddities
-        pool = ThreadPoolExecutor(8)  # Pillow releases the GIL; more would take more memory
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+        pool = ThreadPoolExecutor(cores)  # Pillow releases the GIL
         stack.callback(pool.shutdown, cancel_futures=True)
         for start in range(0, len(paths), IN_FLIGHT):
             batch = paths[start : start + IN_FLIGHT]
@@ -339,6 +360,9 @@ def resize_folder(
     Returns how many it wrote, how many files and folders it skipped, what else there was, and how
     many pictures in sub-folders it did not read.
     """
+    Image.init()  # here, so that the threads do not race to load Pillow's formats
+    with suppress(ImportError):  # if it is installed, it reads HEIC
+        import pillow_heif.HeifImagePlugin  # noqa: F401
     try:
         target = Path(os.path.realpath(output))  # if `output` is a link, it stays one
         if target.exists() and not (target.is_file() and target.suffix == ".npy"):

@@ -102,7 +102,7 @@ def test_alpha_is_composited_on_white(tmp_path):
     pixels[16:, :, :3], pixels[16:, :, 3] = COLOUR[16:], 255
     expected = COLOUR.copy()
     expected[:8], expected[8:16] = 255, 127
-    for name in ("a.png", "a.tif", "a.webp"):
+    for name in ("a.png", "a.tif", "a.webp", "a.tga"):
         options = {"lossless": True, "exact": True} if name == "a.webp" else {}
         picture = saved(Image.fromarray(pixels), tmp_path / name, **options)
         assert np.array_equal(picture, expected), name
