@@ -34,8 +34,8 @@ from shutil import which
 from typing import Any
 
 if __name__ == "__main__":
-    # If a standard stream is closed, the next file to be opened would get its number and receive
-    # what TensorFlow prints. So open the null device in its place.
+    # A standard stream may be closed. Then the next file that is opened gets its number, and what
+    # TensorFlow prints goes into that file. So open the null device first.
     while os.open(os.devnull, os.O_RDWR) < 3:
         pass
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -53,8 +53,8 @@ if not any(Path("/dev").glob("nvidia[0-9]*")) and not os.path.exists("/dev/dxg")
     # On a CPU, one operation at a time on all cores is as fast and needs less memory.
     os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-# Where pip puts NVIDIA's libraries. TensorFlow 2.21 does not look for cuSOLVER there, and without
-# it uses no GPU. Loaded before, it is found.
+# The folders where pip puts NVIDIA's libraries. TensorFlow 2.21 does not look for cuSOLVER there,
+# and uses no GPU without it. It finds a library that is already loaded: so load it here.
 nvidia = importlib.util.find_spec("nvidia")
 NVIDIA = [Path(folder) for folder in (nvidia and nvidia.submodule_search_locations) or ()]
 for library in itertools.chain(*(f.glob("cusolver/lib/libcusolver.so.*") for f in NVIDIA)):
@@ -95,11 +95,11 @@ Label = float | tf.Tensor  # one for all pictures, or one for each
 # Settings that the article does not have
 DATA_FILE = "cubism_data.npy"
 OUTPUT_DIR = "output"
-CHECKPOINT_SECONDS = 60  # a machine that dies loses about this much work
-CHECKPOINTS = 2  # kept at least: the newest, and the one before it in case that is damaged
+CHECKPOINT_SECONDS = 60  # if the machine dies, about this much work is lost
+CHECKPOINTS = 2  # kept at least: the newest and, in case it is damaged, the one before it
 UPLOAD_SECONDS = 300  # younger checkpoints are kept too: they may still be uploading to a bucket
 CHECKPOINTS_AT_MOST = 10
-VERDICT_ITERATIONS = 500  # a network has won if the means of this many iterations say so
+VERDICT_ITERATIONS = 500  # the means of this many show whether a network has won
 TIMELAPSE = "training.webp"  # not a GIF: all colours instead of 256, in a smaller file
 TIMELAPSE_FRAMES, TIMELAPSE_MS = 200, 100  # previews at most; milliseconds for each
 TIMELAPSE_PIXELS = 1024  # larger previews are shown smaller
@@ -179,8 +179,8 @@ def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
 def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.Model:
     """The article's combined model: noise -> generator -> discriminator -> P(painting), (N, 1)."""
     # The article sets `discriminator.trainable = False` here. Since Keras 3 that line also stops
-    # the discriminator's own training, without a warning. Here nothing is frozen, but the
-    # generator's step trains the generator's weights only.
+    # the discriminator's own training, without a warning. Here nothing is frozen. Instead, the
+    # generator's step computes gradients for the generator's weights only.
     noise = keras.Input(generator.input_shape[1:])
     return keras.Model(noise, discriminator(generator(noise)), name="combined")
 
@@ -201,7 +201,7 @@ def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list
 
 
 def labels_for(output: tf.Tensor, label: Label) -> tf.Tensor:
-    """The label, or N labels, as float32 in a shape that broadcasts with `output` (N, ...)."""
+    """One label, or N labels, as float32, shaped so that output i (of N) gets label i."""
     label, ones = tf.cast(label, tf.float32), [1] * (output.shape.rank - 1)
     return label if label.shape.rank == output.shape.rank else tf.reshape(label, (-1, *ones))
 
@@ -216,7 +216,7 @@ def binary_crossentropy(label: Label, probability: tf.Tensor) -> tf.Tensor:
 def loss_and_gradients(
     model: keras.Model, x: tf.Tensor, label: Label, trained: keras.Model, scale_loss: Callable
 ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """Run `model` on x in training mode; differentiate by the weights of `trained`, a part of it.
+    """Run `model` on x in training mode; get gradients for `trained`: the model or a part of it.
 
     Returns the loss, with that part's regularizers, the output (N, 1), and the gradients of
     `scale_loss(loss)` with respect to the trainable variables of `trained`. Raises UserError if
@@ -240,14 +240,14 @@ def build_iteration(
 
     The function takes pictures (N, *image_shape) in -1..1 and noise (N, NOISE_SIZE), both float32.
     It updates the weights of both networks and returns float32 (4,), in the order of METRICS:
-    losses, and accuracies in 0..1. The discriminator's are the means of its two steps. XLA
+    losses, and accuracies in 0..1; for the discriminator, the means of its two steps. XLA
     (`jit_compile`) takes three times as long on a CPU; on a GPU it was not measured.
     """
     # The same networks, computed faster: see `fuse`
     fast_generator, fast_discriminator = fuse(generator), fuse(discriminator)
     combined = build_combined(fast_generator, fast_discriminator)
-    # The article gives one Adam to both models. So its step count, which its bias correction uses,
-    # grows by three per iteration.
+    # In the article, both models share one Adam. So its step count, on which its bias correction
+    # depends, grows by three per iteration.
     optimizer = FusedAdam(1.5e-4, beta_1=0.5)
     if generator.compute_dtype == "float16":
         # Small gradients would be rounded to 0, so the loss is scaled up. If a gradient overflows,
@@ -274,7 +274,7 @@ def build_iteration(
         fooled = train_on_batch(combined, noise, y_real, generator)
         return tf.concat([0.5 * (real + fake), fooled], axis=0)
 
-    return iteration, optimizer  # and whatever else has variables that an iteration changes
+    return iteration, optimizer  # and, if you add one, what else has variables that it changes
 
 
 # ---- Training -------------------------------------------------------------------------------
@@ -290,11 +290,8 @@ def train(args: argparse.Namespace) -> int:
             return run.finish()
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
-        with contextlib.redirect_stdout(io.StringIO()) as tables:  # say() never fails
-            for network in run.networks.values():
-                network.summary()
-        for line in tables.getvalue().splitlines():
-            say(line)
+        for network in run.networks.values():
+            network.summary(print_fn=lambda table: [say(line) for line in table.splitlines()])
 
         stream = batches(data, args.data, args.seed, range(run.done, args.epochs), args.batch_size)
         with progress_line(run.done, args.epochs) as show, catch_signals() as signals:
@@ -305,7 +302,7 @@ def train(args: argparse.Namespace) -> int:
                 if preview:
                     run.save_preview()
                 show(epoch, metrics, preview)
-                stop = bool(signals)  # asked once: a later signal is for the next iteration
+                stop = bool(signals)  # read once: a later signal counts after the next iteration
                 last = stop or run.done == args.epochs
                 if last or time.monotonic() - run.saved_at >= args.checkpoint_seconds:
                     run.save()
@@ -344,7 +341,7 @@ def add_bias(y: tf.Tensor, bias: tf.Tensor) -> tuple:
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels = tf.reshape(dy, (-1, dy.shape[-1]))
-        # A matrix product, which adds up in float32; TensorFlow's own gradients need not
+        # A matrix product adds up in float32. TensorFlow's own gradient of a bias may not.
         return dy, tf.matmul(tf.ones_like(pixels[:, :1]), pixels, transpose_a=True)[0]
 
     return tf.nn.bias_add(y, bias), gradient
@@ -381,8 +378,8 @@ def upsampled_conv2d_9(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tupl
     y = tf.stack([a + b[:, :-1], a + b[:, 1:]], axis=2)
 
     def gradient(dy: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # A tap needs the sum of dy over the 2x2 pixels that read a pixel p of x through it. Along
-        # an axis, with p's own two pixels marked:
+        # For each pixel p of x, a tap's gradient needs the sum of dy over the 2x2 pixels that read
+        # p through this tap. Along an axis, with p's own two pixels in brackets:
         #
         #     dy, pixel by pixel     . .[. .]. .
         #     tap 0                    . .[. .]      one pixel later: shifted by 1
@@ -390,22 +387,22 @@ def upsampled_conv2d_9(x: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tupl
         #     tap 2                . .[. .]          one pixel earlier: shifted by 1
         #
         # With dy padded by 1, taps 0 and 2 use the same blocks, except for the first or the last.
-        # Matrix products, as TensorFlow's gradient by a convolution's kernel is slow on CPUs.
+        # Matrix products are used, as TensorFlow's gradient for a kernel is slow on CPUs.
         pixels = tf.reshape(x, (-1, channels))
         # Times 4, as average pooling gives a quarter of the sums
         kernels = tf.unstack(4 * tf.reshape(kernel, (9, channels, filters)))
         dx, by_tap = tf.zeros_like(pixels), {}
-        # For shifts of 0 and 1: the taps along an axis, and which blocks belong to the pixels of x
-        taps = ([(1, slice(None))], [(0, slice(1, None)), (2, slice(None, -1))])
+        taps = (1,), (0, 2)  # along an axis, for a shift of 0 and of 1
+        own = slice(1, None), slice(None), slice(None, -1)  # by tap: the blocks of the pixels of x
         for r, c in itertools.product((0, 1), repeat=2):
             with tf.control_dependencies([dx, *by_tap.values()]):  # sequential again
                 shifted = tf.pad(dy, [[0, 0], [r, r], [c, c], [0, 0]])
             means = tf.nn.avg_pool2d(shifted, 2, 2, "VALID")
             if r == c == 0:
                 dbias = 4 * tf.raw_ops.BiasAddGrad(out_backprop=means)
-            for (i, vertical), (j, horizontal) in itertools.product(taps[r], taps[c]):
+            for i, j in itertools.product(taps[r], taps[c]):
                 with tf.control_dependencies([dx, *by_tap.values()]):
-                    blocks = tf.reshape(means[:, vertical, horizontal], (-1, filters))
+                    blocks = tf.reshape(means[:, own[i], own[j]], (-1, filters))
                 dx += tf.matmul(blocks, kernels[3 * i + j], transpose_b=True)
                 by_tap[i, j] = tf.matmul(pixels, blocks, transpose_a=True)
         dkernel = 4 * tf.stack([by_tap[tap] for tap in sorted(by_tap)])
@@ -447,14 +444,14 @@ class FusedBatchNormalization(layers.Layer):
         arguments = (x, *map(tf.convert_to_tensor, variables), norm.epsilon)
         if not (training and norm.trainable):
             return fused(*arguments, is_training=False)[0]
-        y, *moved = fused(*arguments, exponential_avg_factor=1 - norm.momentum)
-        for variable, value in zip(variables[2:], moved, strict=True):
-            variable.assign(value)
+        y, mean, variance = fused(*arguments, exponential_avg_factor=1 - norm.momentum)
+        norm.moving_mean.assign(mean)
+        norm.moving_variance.assign(variance)
         return y
 
 
-def is_stock(layer: layers.Layer | None, stock: layers.Layer, *may_differ: str) -> bool:
-    """Whether a layer is like `stock` in all but its weights and the settings `may_differ`."""
+def is_stock(layer: layers.Layer, stock: layers.Layer, *may_differ: str) -> bool:
+    """Whether a layer has the class and settings of `stock`, weights and `may_differ` aside."""
     if type(layer) is not type(stock):
         return False
     # Initializers, regularizers and constraints belong to the weights, which stay the same.
@@ -472,7 +469,7 @@ def fuse(model: keras.Model) -> keras.Model:
     `Model(image, Sequential(...)(image))`.
     """
     sequential, operations = model, getattr(model, "operations", [])
-    # Input and one model. Different shapes, so it cannot have been called twice in a row.
+    # An Input and one inner model; as its shapes differ, it was not called twice in a row.
     if len(operations) == 2 and model.input_shape != model.output_shape:
         options = operations[1]._inbound_nodes[-1].arguments.kwargs.values()
         sequential = operations[1] if all(option is None for option in options) else model
@@ -482,11 +479,12 @@ def fuse(model: keras.Model) -> keras.Model:
     upsampling, norm = layers.UpSampling2D(), layers.BatchNormalization()
     conv = layers.Conv2D(1, kernel_size=3, padding="same")
     x = inputs = keras.Input(model.input_shape[1:])
-    remaining = [*sequential.layers, None]  # nothing follows the last layer
-    while (layer := remaining.pop(0)) is not None:
+    remaining = list(sequential.layers)
+    while remaining:
+        layer = remaining.pop(0)
         if not re.fullmatch(r"[A-Za-z0-9.][\w.>-]*", layer.name, re.ASCII):
-            layer.name = f"layer_{len(remaining)}"  # TensorFlow allows fewer characters
-        if is_stock(layer, upsampling) and is_stock(remaining[0], conv, "filters"):
+            layer.name = f"layer_{len(remaining) + 1}"  # TensorFlow allows fewer characters
+        if is_stock(layer, upsampling) and remaining and is_stock(remaining[0], conv, "filters"):
             layer = UpsampledConv2D(remaining.pop(0))
         elif len(x.shape) == 4 and is_stock(layer, norm, "momentum", "epsilon"):
             layer = FusedBatchNormalization(layer)
@@ -541,7 +539,7 @@ def check_range(pictures: np.ndarray, path: str) -> None:
 
 def evenly_spaced(length: int, count: int) -> np.ndarray:
     """Up to `count` indices from 0 to length - 1 at even distances, both ends included."""
-    return np.unique(np.linspace(0, length - 1, min(count, length)).astype(int))
+    return np.linspace(0, length - 1, min(count, length), dtype=int)
 
 
 def load_data(path: str) -> np.ndarray:
@@ -565,7 +563,7 @@ def load_data(path: str) -> np.ndarray:
     shape = data.shape[1:]
     fits = len(shape) == 3 and shape[2] in (1, 3) and doublings(*shape[:2])
     if not (data.size and fits and np.issubdtype(data.dtype, np.floating)):
-        wanted = "floating point of shape (pictures, height, width, 1 or 3) in a size that it makes"
+        wanted = "floating point of shape (pictures, height, width, 1 or 3), of a possible size"
         raise bad_data(path, f"holds {data.dtype} of shape {data.shape}, not {wanted}")
     sample = data[evenly_spaced(len(data), 256)]
     check_range(sample, path)
@@ -614,32 +612,35 @@ class Run:
 
         image_shape = data.shape[1:]
         with errors_in_one_line():
-            # Those that are trained may be in half precision. What is saved for people are copies
-            # in float32, and one of these paints the previews.
-            self.float32_copies = build_networks(image_shape, "float32", args.seed)
             self.networks = build_networks(image_shape, args.precision, args.seed)
             built = build_iteration(**self.networks)
-            self.iteration, *self.others = keras.tree.flatten(built)
-            keras.config.set_dtype_policy("float32")
+            self.iteration, *self.returned = keras.tree.flatten(built)
+            # What is saved for people are copies in float32. One of them paints the previews.
+            self.float32_copies = build_networks(image_shape, "float32", args.seed)
             self.paint = build_painter(self.float32_copies["generator"])
-            others = {f"optimizer {i}": owner for i, owner in enumerate(self.others, 1)}
-            program = {k: configuration(v) for k, v in (self.float32_copies | others).items()}
+            others = {f"optimizer {i}": owner for i, owner in enumerate(self.returned, 1)}
+            program = {
+                name: {"class": type(owner).__name__, **getattr(owner, "get_config", dict)()}
+                for name, owner in (self.float32_copies | others).items()
+            }
         check_saveable(self.float32_copies["discriminator"], image_shape)
         check_saveable(self.float32_copies["generator"], (NOISE_SIZE,))
 
         sample = np.ascontiguousarray(data[evenly_spaced(len(data), 64)], np.float32)
-        options = ("batch_size", "save_freq", "seed", "precision")
         settings = {
             "the data": f"{len(data)} pictures, checksum {zlib.crc32(sample):08x}",
             "the shape of a picture": image_shape,
             "the noise size": NOISE_SIZE,
-            **{f"--{name.replace('_', '-')}": getattr(args, name) for name in options},
+            "--batch-size": args.batch_size,
+            "--save-freq": args.save_freq,
+            "--seed": args.seed,
+            "--precision": args.precision,
             "--init": args.init and {"run": args.init},
             "labels": [np.asarray(label).tolist() for label in (Y_REAL, Y_FAKE)],
             "keras": keras.__version__,
             "program": program,
         }
-        # In the form that JSON gives back; an object in a configuration becomes its type's name
+        # As JSON will give them back; an object that JSON cannot hold becomes the name of its type
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
 
     @property
@@ -684,7 +685,7 @@ class Run:
         self.check_settings(settings)  # again: the iteration is known now
         if [v.shape for v in self.state] != [value.shape for value in values]:
             raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
-        # Unless the programs could be compared, the learning rate is what the code says.
+        # If the programs could not be compared, the code's learning rate counts, not the saved one.
         same_code = "program" in settings and settings.get("keras") == keras.__version__
         for variable, value in zip(self.state, values, strict=True):
             if same_code or variable.name != "learning_rate":
@@ -697,15 +698,15 @@ class Run:
         batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
         with errors_in_one_line():
             compiled = self.iteration.get_concrete_function(*batch)
-            again = tf.function(self.iteration.python_function, autograph=False)
-            owners = [*self.networks.values(), *self.others]
-            # Of a network also its dropout's random state; a SeedGenerator has `state`.
+            owners = [*self.networks.values(), *self.returned]
+            # A network's `variables` include its dropout's state. A SeedGenerator has a `state`.
             held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
             self.state = keras.tree.flatten(held)
             check_iteration(compiled, self.state)
+            again = tf.function(self.iteration.python_function, autograph=False)
             found = checksum(compiled)
             if found != checksum(again.get_concrete_function(*batch)):
-                problem = "numbers of Python or numpy would be drawn once for all iterations"
+                problem = "numbers of Python or numpy would be drawn once, not in each iteration"
                 raise UserError(f"{problem}; {SEEDED}")
         versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
         where = f"the iteration ({versions}, {'GPU' if GPUS else 'CPU'})"
@@ -723,12 +724,12 @@ class Run:
         now = dict(self.settings)
         if saved.get("keras") != now.pop("keras"):
             del now["program"]  # another version of Keras may write it differently
-        both = [name for name in now if name in saved]  # older checkpoints hold fewer
-        if changes := differences({n: saved[n] for n in both}, {n: now[n] for n in both}):
+        old = {name: saved[name] for name in now if name in saved}  # older checkpoints hold fewer
+        if changes := differences(old, {name: now[name] for name in old}):
             more = f"; and {len(changes) - 3} more" * (len(changes) > 3)
-            hint = f"with --init {shlex.quote(self.args.output)} it begins with these networks"
+            hint = f"there, --init {shlex.quote(self.args.output)} continues with these networks"
             problem = f"the run there used different settings ({'; '.join(changes[:3])}{more})"
-            raise UserError(f"{self.output}: {problem}; use the same ones, {START_OVER}: {hint}")
+            raise UserError(f"{self.output}: {problem}; use the same ones, {START_OVER} ({hint})")
 
     def take_networks_of(self, other: Path) -> None:
         """Take over another run's networks, and its optimizer where it fits. Raises UserError."""
@@ -736,7 +737,7 @@ class Run:
         if not found:
             raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
         values, history, settings = found
-        # Older checkpoints hold no names: match by order, only the networks if the count differs.
+        # Older checkpoints hold no names. Then go by order; if the counts differ, networks only.
         networks = self.networks.values()
         own = [variable for network in networks for variable in network.variables]
         same = self.state if len(values) == len(self.state) else own
@@ -757,7 +758,7 @@ class Run:
         say(f"Starting with the networks of {other} after {len(history)} iterations")
 
     def claim_folder(self) -> None:
-        """Remove an older run for --fresh. Raises UserError if files may be someone else's."""
+        """For --fresh, remove the older run; else raise UserError if files like a run's exist."""
         found = find_files(self.output, FRESH_FILES if self.args.fresh else RUN_FILES)
         names = ", ".join(path.relative_to(self.output).as_posix() for path in found[:4])
         names += f" and {len(found) - 4} more" * (len(found) > 4)
@@ -808,16 +809,18 @@ class Run:
         table = np.column_stack([np.arange(self.done), self.history])
         header = ",".join(("epoch", *METRICS))
         with replace_file(self.output / "metrics.csv") as temporary:
-            np.savetxt(temporary, table, "%d" + 4 * ",%.9g", header=header, comments="")
-        self.save_state()  # last: if it is the final one, nothing writes the files above again
+            np.savetxt(temporary, table, "%d" + len(METRICS) * ",%.9g", header=header, comments="")
+        self.save_state()  # last: once the final state is saved, no run writes the files above
         self.write_log()
 
     def save_state(self) -> None:
         """Save the complete training state as one .npz; remove those no longer needed."""
         self.settings["variables"] = [path_of(variable) for variable in self.state]
+        values = [variable.numpy() for variable in self.state]
+        # A .npz cannot hold bfloat16 ("V" for numpy). float32 can hold each of its numbers.
+        values = [value.astype("f4") if value.dtype.kind == "V" else value for value in values]
         file = io.BytesIO()  # on a full disk, an open zip file would print errors of its own
-        as_json = json.dumps(self.settings)
-        np.savez(file, *(v.numpy() for v in self.state), metrics=self.history, settings=as_json)
+        np.savez(file, *values, metrics=self.history, settings=json.dumps(self.settings))
         path = self.output / "checkpoint" / f"{self.done:08}.npz"
         make_folder(path.parent)
         with replace_file(path) as temporary:
@@ -826,7 +829,7 @@ class Run:
         self.saved_at = time.monotonic()
 
     def begin_log(self) -> None:
-        """Write the TensorBoard log from the beginning: a killed run may have been ahead."""
+        """Write the TensorBoard log anew: a killed run's may go beyond the last checkpoint."""
         for path in find_files(self.output, LOG_FILES):
             path.unlink()
         logs = self.output / "logs"
@@ -855,7 +858,7 @@ class Run:
 
     def finish(self) -> int:
         """Make the time-lapse of a finished run, and say what comes next; returns the exit code."""
-        save_timelapse(self.output / TIMELAPSE, list(self.previews().values()))
+        save_timelapse(self.output / TIMELAPSE, self.previews().values())
         output = self.args.output
         where = "" if output == OUTPUT_DIR else f" --output {shlex.quote(output)}"
         say(
@@ -869,7 +872,7 @@ class Run:
 def build_networks(
     image_shape: tuple[int, int, int], precision: str, seed: int
 ) -> dict[str, keras.Model]:
-    """Build both networks, by name; each time with the same weights and names of layers.
+    """Build both networks, by name. The same seed gives the same weights and names of layers.
 
     Raises UserError if they do not fit each other and the data.
     """
@@ -903,29 +906,25 @@ def check_finite(history: np.ndarray, variables: list[keras.Variable]) -> None:
 def verdict(history: np.ndarray, known: int) -> str | None:
     """What to say if one network has won since iteration `known`; None if not, or if said before.
 
-    The means have to be within bounds that only this cross-entropy meets: with another loss, it
-    is better to say nothing than something wrong. (16.1 is its largest value.)
+    The bounds are for this cross-entropy, which is 16.1 at most. Other losses are rarely within
+    them: then nothing is said, which is better than something wrong.
     """
-
-    def within(values: np.ndarray, low: float, high: float) -> np.ndarray:
-        return (low <= values) & (values <= high)
-
     sums = np.cumsum(np.vstack([np.zeros((1, 4)), history]), axis=0, dtype=np.float64)
     means = (sums[VERDICT_ITERATIONS:] - sums[:-VERDICT_ITERATIONS]) / VERDICT_ITERATIONS
-    d_loss, d_accuracy, g_loss, g_accuracy = means.T
-    won = within(d_loss, 0, 0.4) & within(d_accuracy, 0.95, 1)
-    won &= within(g_loss, 5, 16.2) & within(g_accuracy, 0, 0.05)
-    blind = within(d_loss, 0.65, 0.79) & within(d_accuracy, 0.45, 0.55)
-    blind &= within(g_loss, 0.5, 0.9)  # guessing has a loss of ln 2 = 0.69
-    for hits, problem in (
+    # The lowest and the highest means, in the order of METRICS. Guessing has a loss of ln 2 = 0.69.
+    won = (0, 0.95, 5, 0), (0.4, 1, 16.2, 0.05)
+    blind = (0.65, 0.45, 0.5, 0), (0.79, 0.55, 0.9, 1)
+    for (lowest, highest), problem in (
         (won, "the discriminator has won, and the generator learns little more"),
         (blind, "the discriminator does not tell paintings from fakes, so no network learns"),
     ):
+        hits = ((lowest <= means) & (means <= highest)).all(axis=1)
         if hits.any() and (first := hits.argmax()) + VERDICT_ITERATIONS > known:
+            d_loss, d_accuracy, g_loss, _ = means[first]
             return (
                 f"It seems that {problem}: for {VERDICT_ITERATIONS} iterations, its accuracy was "
-                f"{d_accuracy[first]:.0%}, its loss {d_loss[first]:.2f} and the generator's "
-                f"{g_loss[first]:.2f}. Try more pictures, or another --seed with --fresh"
+                f"{d_accuracy:.0%}, its loss {d_loss:.2f} and the generator's {g_loss:.2f}. "
+                "Try more pictures, or another --seed with --fresh"
             )
     return None
 
@@ -966,12 +965,12 @@ def check_trainable(network: keras.Model, gradients: list[tf.Tensor | None]) -> 
         raise UserError(f"{problem}; remove `trainable = False`: freezing is not needed here")
     pairs = zip(network.trainable_variables, gradients, strict=True)
     if paths := [variable.path for variable, gradient in pairs if gradient is None]:
-        problem = f"no gradient reaches {', '.join(paths)}, which would stay as at the start"
+        problem = f"no gradient reaches {', '.join(paths)}, so training would not change them"
         raise UserError(f"{problem}; use that layer, or freeze it with layer.trainable = False")
 
 
 def check_iteration(compiled: Any, state: list[keras.Variable]) -> None:
-    """Raise UserError if a compiled iteration changes what is not in `state`, or lacks METRICS."""
+    """Raise UserError if a compiled iteration cannot be resumed, or does not return METRICS."""
     if getattr(compiled.structured_outputs, "shape", None) != (len(METRICS),):
         raise UserError(f"the iteration has to return {len(METRICS)} numbers, those of METRICS")
     known = {id(variable.handle) for variable in state}
@@ -1004,11 +1003,11 @@ def checksum(compiled: Any) -> int:
 
 
 def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
-    """Raise UserError if a network is another one once it was saved and opened, or OSError.
+    """Raise UserError if saving and opening changes a network, OSError if it cannot be saved.
 
     `shape` is that of one of its inputs.
     """
-    own = "give layers of your own get_config and @keras.saving.register_keras_serializable"
+    own = "layers of your own need get_config and @keras.saving.register_keras_serializable()"
     x = np.random.default_rng(0).normal(size=(network.input_shape[0] or 1, *shape))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "network.keras"
@@ -1022,16 +1021,10 @@ def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
             raise OSError(error.errno, reason(error), str(path)) from error
         except Exception as error:
             problem = f"the {network.name}, once saved, cannot be opened again ({cause(error)})"
-            raise UserError(f"{problem}; {own}(), and use no Lambda") from None
+            raise UserError(f"{problem}; {own}; use no Lambda") from None
     if np.allclose(y, again) and not np.allclose(y, reopened, atol=1e-3):
         problem = f"the {network.name}, once saved and opened again, computes something else"
-        raise UserError(f"{problem}; {own}(), with all arguments, and make random numbers weights")
-
-
-def configuration(owner: Any) -> dict:
-    """The class and the Keras configuration, if it has one, of a network or an optimizer."""
-    config = owner.get_config() if hasattr(owner, "get_config") else {}
-    return {"class": type(owner).__name__, **config}
+        raise UserError(f"{problem}; {own}, with all arguments; keep random numbers as weights")
 
 
 def differences(saved: dict, now: dict) -> list[str]:
@@ -1073,13 +1066,13 @@ def path_of(variable: keras.Variable | tf.Variable) -> str:
 
 
 def numbered(names: list[str]) -> list[tuple[str, int]]:
-    """Each name with how often it came before, as two networks may use the same one."""
+    """Each name, and how many equal ones come before it: two networks may use the same name."""
     return [(name, names[:i].count(name)) for i, name in enumerate(names)]
 
 
 # ---- The files of a run ---------------------------------------------------------------------
-# A folder with a checkpoint (saved before iteration 0) is a run's; without one, only --fresh
-# overwrites files.
+# A folder belongs to a run once it holds a checkpoint; the first is saved before iteration 0.
+# Without a checkpoint, only --fresh overwrites files.
 
 # Files of training, files of painting, and those of both that --fresh removes
 LOG_FILES = re.compile(r"logs/events\.out\.tfevents\..+\.art_gan")
@@ -1112,11 +1105,7 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
                 values = [file[f"arr_{i}"] for i in range(len(file.files) - 2)]
                 history, settings = file["metrics"], json.loads(str(file["settings"]))
             named = all(isinstance(name, str) for name in settings.get("variables", []))
-            bfloat16 = tf.bfloat16.as_numpy_dtype  # which numpy saves as two bytes
-            values = [value.view(bfloat16) if value.dtype == "V2" else value for value in values]
-            numbers = all(
-                v.dtype == bfloat16 or (v.dtype.kind in "biuf" and v.itemsize <= 8) for v in values
-            )
+            numbers = all(v.dtype.kind in "biuf" and v.itemsize <= 8 for v in values)
             if history.shape != (int(path.stem), len(METRICS)) or not (named and numbers):
                 raise ValueError("its metrics or variables are not those of a run")
             return values, history.astype(np.float32), settings
@@ -1131,11 +1120,12 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
 
 def remove_old_states(saved: Path) -> None:
     """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
-    # Later ones than `saved` must be damaged, or the run would have used them: sort them last.
+    # States after `saved` must be damaged, else the run would have used them: put them last.
     states = sorted(checkpoint_paths(saved.parent.parent), key=lambda path: path.stem > saved.stem)
     now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
-    for place, path in enumerate(states[CHECKPOINTS:], CHECKPOINTS):
-        if place >= CHECKPOINTS_AT_MOST or now - path.stat().st_mtime > UPLOAD_SECONDS:
+    for place, path in enumerate(states):
+        old = now - path.stat().st_mtime > UPLOAD_SECONDS
+        if place >= CHECKPOINTS_AT_MOST or (place >= CHECKPOINTS and old):
             path.unlink()
 
 
@@ -1186,14 +1176,14 @@ def save_picture(path: Path, picture: np.ndarray) -> None:
 
 def build_painter(generator: keras.Model) -> Callable[[Iterable], Iterator[np.ndarray]]:
     """A function: noise (N, NOISE_SIZE) -> N pictures, uint8 (*image_shape), one at a time."""
-    # The batch size is fixed: every picture depends on its own noise only, and memory is constant.
+    # One batch size for all: so a picture depends on its own noise only, and memory is constant.
     noise_size = generator.input_shape[1]
     fast_generator = tf.function(partial(fuse(generator), training=False), autograph=False)
     compiled = fast_generator.get_concrete_function(tf.TensorSpec((PREVIEW_COUNT, noise_size)))
     if not compiled.structured_outputs.dtype.is_floating:
         raise UserError(f"the {generator.name} makes pictures that are not floating point")
 
-    def paint(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def painter(noise: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         vectors = iter(noise)
         while batch := list(itertools.islice(vectors, PREVIEW_COUNT)):
             padded = np.pad(batch, [(0, PREVIEW_COUNT - len(batch)), (0, 0)])
@@ -1203,7 +1193,7 @@ def build_painter(generator: keras.Model) -> Callable[[Iterable], Iterator[np.nd
             # Clipped: without tanh, values can exceed 1, and 256 would wrap around to 0
             yield from np.clip(generated_images * 255, 0, 255).astype(np.uint8)[: len(batch)]
 
-    return paint
+    return painter
 
 
 def open_preview(path: Path) -> Image.Image | None:
@@ -1228,14 +1218,14 @@ def save_animation(path: Path, frames: Iterable[Image.Image], duration: int, tex
         first.save(temporary, save_all=True, append_images=others, **options)
 
 
-def save_timelapse(path: Path, previews: list[Path]) -> None:
+def save_timelapse(path: Path, previews: Iterable[Path]) -> None:
     """Animate up to TIMELAPSE_FRAMES previews, unless `path` shows just these files already."""
     previews = [preview for preview in previews if preview.is_file()]
     previews = [previews[i] for i in evenly_spaced(len(previews), TIMELAPSE_FRAMES)]
-    checksum = 0
+    crc = 0
     for preview in previews:
-        checksum = zlib.crc32(preview.read_bytes(), checksum)
-    text = f"previews with checksum {checksum:08x}"
+        crc = zlib.crc32(preview.read_bytes(), crc)
+    text = f"previews with checksum {crc:08x}"
     with contextlib.suppress(Exception), Image.open(path) as image:  # none there, or damaged
         if image.getexif().get(ExifTags.Base.ImageDescription) == text:
             return
@@ -1257,14 +1247,12 @@ def open_generator(path: Path) -> tuple[keras.Model, Callable]:
     path.open("rb").close()  # outside the try: a disk error is not a damaged file
     try:
         generator = keras.models.load_model(path, compile=False)
-        match generator.input_shape, generator.output_shape:
-            case (_, int(size)), (_, _, _, 1 | 3) if size:
-                pass
-            case _:
-                raise ValueError("not a generator: it does not turn vectors of noise into pictures")
         if not all(np.isfinite(weights).all() for weights in generator.get_weights()):
             raise ValueError("it holds weights that are not finite")
-        return generator, build_painter(generator)
+        match generator.input_shape, generator.output_shape:
+            case (_, int(size)), (_, _, _, 1 | 3) if size:
+                return generator, build_painter(generator)
+        raise ValueError("not a generator: it does not turn vectors of noise into pictures")
     except (tf.errors.ResourceExhaustedError, MemoryError):
         raise
     except Exception as error:  # a wrong byte makes zipfile, json or h5py raise anything
@@ -1278,19 +1266,19 @@ def find_generator(output: Path, source: str | None) -> Path:
         path = Path(source)
     else:
         path = output / (f"trained-{source}.keras" if source else "generator.keras")
-    if not path.exists():
-        found = [p for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
-        if found and path.parent == output:
-            numbers = ", ".join(map(str, sorted(int(p.stem[8:]) for p in found)))
-            raise UserError(f"{path}: no such generator; --from can be {numbers}")
-        advice = "train one first: python art_gan.py, or paint with --from output/example.keras"
-        raise UserError(f"{path}: no trained generator; {advice}")
-    return path
+    if path.exists():
+        return path
+    names = [p.stem for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
+    if names and path.parent == output:
+        numbers = sorted(int(name.removeprefix("trained-")) for name in names)
+        raise UserError(f"{path}: no such generator; --from can be {', '.join(map(str, numbers))}")
+    advice = "train one first: python art_gan.py, or paint with --from output/example.keras"
+    raise UserError(f"{path}: no trained generator; {advice}")
 
 
 def paint(args: argparse.Namespace) -> int:
     """Do --generate or --interpolate; returns the exit code. Raises UserError or OSError."""
-    output = Path(args.output)
+    output, art = Path(args.output), Path(args.output) / "art"
     path = find_generator(output, args.source)
     select_device(args)
     generator, painter = open_generator(path)
@@ -1303,24 +1291,22 @@ def paint(args: argparse.Namespace) -> int:
     if args.interpolate:
         noise = interpolate(noise)
     pictures = track(painter(noise), "Painting", len(noise), disable=not is_terminal())
-    with lock_folder(output / "art", wait=True):
+    with lock_folder(art, wait=True):
         for unfinished in find_files(output, ART_FILES, unfinished=True):
             unfinished.unlink()
         if args.interpolate:
-            if list(numbers) != list(range(1, len(numbers) + 1)):
+            if numbers != list(range(1, len(numbers) + 1)):
                 name += "".join(f"-{number}" for number in numbers)
-            animation = output / f"interpolation-{name:.200}.webp"
+            loop = output / f"interpolation-{name:.200}.webp"
             frames = (Image.fromarray(np.broadcast_to(p, (*p.shape[:2], 3))) for p in pictures)
-            text = f"a loop through pictures of {path}"
-            save_animation(animation, frames, INTERPOLATION_MS, text)
-            say(f"{animation}: a loop of {len(noise)} pictures")
+            save_animation(loop, frames, INTERPOLATION_MS, f"a loop through pictures of {path}")
+            say(f"{loop}: a loop of {len(noise)} pictures")
         else:
             grid = list(itertools.islice(pictures, PREVIEW_COUNT))
             for number, picture in enumerate(itertools.chain(grid, pictures), 1):
-                save_picture(output / "art" / f"{name}-{number:04}.png", picture)
-            save_images(output / "art" / f"{name}-grid.png", grid)
-            where = f"{len(noise)} pictures and a grid in {output / 'art'}"
-            say(f"{where}; for others, use another --seed")
+                save_picture(art / f"{name}-{number:04}.png", picture)
+            save_images(art / f"{name}-grid.png", grid)
+            say(f"{len(noise)} pictures and a grid in {art}; for others, use another --seed")
     return 0
 
 
@@ -1357,7 +1343,7 @@ def select_device(args: argparse.Namespace) -> str:
         if packages:
             advice = "TF_CPP_MIN_LOG_LEVEL=0 shows why, CUDA_VISIBLE_DEVICES=-1 uses the CPU"
         problem = f"TensorFlow finds no NVIDIA GPU; {advice}"
-        if packages and not (args.generate or args.interpolate):
+        if packages and not args.painting:
             raise UserError(problem)
         say(f"warning: {problem}", "stderr")
     if args.precision == "mixed_float16":
@@ -1399,8 +1385,8 @@ def is_terminal() -> bool:
 def progress_line(first: int, epochs: int) -> Iterator[Callable[[int, tf.Tensor, bool], None]]:
     """Give `show`: a terminal's progress bar, and the article's printed line at each preview."""
     text = TextColumn("{task.completed}/{task.total} {task.description}", markup=False)
-    # The pace is the mean over the last 1,000 updates of the bar. No thread draws it: its error
-    # when the terminal is closed could not be caught here.
+    # The pace is the mean over the last 1,000 updates of the bar. The bar is drawn here, not by a
+    # thread of Rich, whose error could not be caught when the terminal is closed.
     options = {"speed_estimate_period": float("inf"), "auto_refresh": False}
     # A short bar, as a narrow terminal cuts the text
     progress = Progress(text, BarColumn(8), disable=not is_terminal(), **options)
@@ -1442,7 +1428,7 @@ def progress_line(first: int, epochs: int) -> Iterator[Callable[[int, tf.Tensor,
 # Wrong options end with exit code 2, before any file is touched.
 
 
-def whole_number(text: str, least: int) -> int:
+def whole_number(text: str, least: int = 1) -> int:
     """An argparse type: a whole number from `least` to 2**32 - 1, the largest seed."""
     if not (text.isascii() and text.isdigit() and least <= int(text) < 2**32):
         problem = f"{text!r} is not a whole number from {least} to {2**32 - 1}"
@@ -1453,12 +1439,12 @@ def whole_number(text: str, least: int) -> int:
 def picture_numbers(text: str) -> list[int]:
     """An argparse type: "3,17,42" -> these numbers; "4" -> 1, 2, 3, 4. At least two."""
     if "," in text:
-        return [whole_number(number, 1) for number in text.split(",")]
+        return [whole_number(number) for number in text.split(",")]
     return list(range(1, whole_number(text, 2) + 1))
 
 
 def file_name(text: str) -> str:
-    """An argparse type: a path, not "" (an unset shell variable), which means this folder."""
+    """An argparse type: a path. "" is refused: it would mean this folder, perhaps by accident."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
     return os.path.normpath(text)
@@ -1466,7 +1452,7 @@ def file_name(text: str) -> str:
 
 def generator_name(text: str) -> str:
     """An argparse type: the number of a preview, or a path."""
-    return str(whole_number(text, 1)) if text.isdigit() else file_name(text)
+    return str(whole_number(text)) if text.isdigit() else file_name(text)
 
 
 def parse_args(argv: list[str] | None) -> argparse.Namespace:
@@ -1474,14 +1460,14 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     text = "Train a GAN that paints; the same command resumes where it stopped."
     parser = image_resizer.Parser(description=text, epilog="Defaults are in parentheses.")
     add = parser.add_argument
-    from_zero, from_one = (partial(whole_number, least=least) for least in (0, 1))
+    from_zero = partial(whole_number, least=0)
     kept = f"the newest {CHECKPOINTS} and those of the last {UPLOAD_SECONDS} seconds are kept"
     for option, kind, default, text in (
         ("--data", file_name, DATA_FILE, "pictures, made by image_resizer.py"),
         ("--output", file_name, OUTPUT_DIR, "folder for all that a run writes"),
-        ("--epochs", from_one, EPOCHS, "iterations"),
-        ("--batch-size", from_one, BATCH_SIZE, "pictures per iteration"),
-        ("--save-freq", from_one, SAVE_FREQ, "iterations per preview"),
+        ("--epochs", whole_number, EPOCHS, "iterations"),
+        ("--batch-size", whole_number, BATCH_SIZE, "pictures per iteration"),
+        ("--save-freq", whole_number, SAVE_FREQ, "iterations per preview"),
         ("--checkpoint-seconds", from_zero, CHECKPOINT_SECONDS, f"seconds per checkpoint; {kept}"),
         ("--seed", from_zero, 0, "random seed"),
     ):
@@ -1493,16 +1479,16 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--tensorboard", action="store_true", help="also write curves and previews to logs/")
     jobs = parser.add_mutually_exclusive_group()
     jobs.add_argument("--fresh", action="store_true", help="delete the run and its art, start over")
-    jobs.add_argument("--generate", type=from_one, metavar="N", help="paint N new pictures")
+    jobs.add_argument("--generate", type=whole_number, metavar="N", help="paint N new pictures")
     loop = "animate a loop through N new pictures, or for example through pictures 3,17,42"
     jobs.add_argument("--interpolate", type=picture_numbers, metavar="N", help=loop)
     source = "paint with the generator of preview N, or with that file"
     add("--from", dest="source", type=generator_name, metavar="N or FILE", help=source)
     args = parser.parse_args(argv)
-    painting = args.generate or args.interpolate
-    if args.source and not painting:
+    args.painting = bool(args.generate or args.interpolate)
+    if args.source and not args.painting:
         parser.error("argument --from: goes with --generate or --interpolate")
-    if args.init and painting:
+    if args.init and args.painting:
         parser.error("argument --init: does not go with --generate or --interpolate")
     return args
 
@@ -1513,7 +1499,7 @@ def main(argv: list[str] | None = None) -> int:
     keras.config.set_image_data_format("channels_last")  # whatever keras.json says
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
-    job = paint if args.generate or args.interpolate else train
+    job = paint if args.painting else train
     again = "the same command again"
     if args.fresh:
         again += ", without --fresh once it has removed the old run"

@@ -131,7 +131,7 @@ BROKEN = {
         "no weight of the discriminator is trainable",
     ],
     "frozen in train": [
-        [(START, f"        run.{FREEZE}{START}")],
+        [(START, f"        run.networks['discriminator'].trainable = False\n{START}")],
         "no weight of the discriminator is trainable",
     ],
     "frozen generator": [
