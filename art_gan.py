@@ -290,8 +290,11 @@ def train(args: argparse.Namespace) -> int:
             return run.finish()
         say(f"Training on {device}, in {args.precision}")
         say(f"{args.data}: {len(data)} pictures of {' x '.join(map(str, data.shape[1:]))}")
-        for network in run.networks.values():
-            network.summary(print_fn=lambda table: [say(line) for line in table.splitlines()])
+        with contextlib.redirect_stdout(io.StringIO()) as tables:  # say() never fails, Keras may
+            for network in run.networks.values():
+                network.summary()
+        for line in tables.getvalue().splitlines():
+            say(line)
 
         stream = batches(data, args.data, args.seed, range(run.done, args.epochs), args.batch_size)
         with progress_line(run.done, args.epochs) as show, catch_signals() as signals:

@@ -21,7 +21,8 @@ def build_generator(noise_size, image_shape):
     height, width, channels = image_shape
     model.add(layers.Dense(height // 8 * (width // 8) * channels, activation="tanh"))
     model.add(layers.Reshape((height // 8, width // 8, channels)))
-    model.add(layers.UpSampling2D(8, dtype="float32"))
+    sides = (0, height - height // 8), (0, width - width // 8)
+    model.add(layers.ZeroPadding2D(sides, dtype="float32"))
     return model
 
 
