@@ -195,7 +195,7 @@ def random_noise(count: int, seed: int, stream: int, size: int = NOISE_SIZE) -> 
 
 def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list[np.ndarray]:
     """Pictures, drawn with replacement, (N, *image_shape), and noise (N, NOISE_SIZE); float32."""
-    rng = np.random.default_rng([seed, epoch])  # so a resumed run draws what it would have drawn
+    rng = np.random.default_rng([seed, epoch])  # so that a resumed run draws the same batches
     x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
     return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
 
@@ -274,7 +274,7 @@ def build_iteration(
         fooled = train_on_batch(combined, noise, y_real, generator)
         return tf.concat([0.5 * (real + fake), fooled], axis=0)
 
-    return iteration, optimizer  # and, if you add one, what else has variables that it changes
+    return iteration, optimizer  # return, too, whatever else has variables that it changes
 
 
 # ---- Training -------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ upsampled_conv2d = upsampled_conv2d_transposed if GPUS else upsampled_conv2d_9
 
 
 class UpsampledConv2D(layers.Layer):
-    """UpSampling2D followed by a stock Conv2D, built, 3x3 and "same", whose variables it shares."""
+    """UpSampling2D and a built 3x3 "same" Conv2D in one layer. It shares the Conv2D's variables."""
 
     def __init__(self, conv: layers.Conv2D) -> None:
         super().__init__(dtype=conv.dtype_policy)
@@ -430,7 +430,7 @@ class UpsampledConv2D(layers.Layer):
 
 
 class FusedBatchNormalization(layers.Layer):
-    """A stock BatchNormalization, built, whose variables it shares, in TensorFlow's fused kernel.
+    """A built BatchNormalization, in TensorFlow's fused kernel. It shares that layer's variables.
 
     Keras composes it from elementwise operations. The moving variance uses n / (n - 1) times the
     variance of a batch, as in Keras 2.3; today's Keras does not.
@@ -454,7 +454,7 @@ class FusedBatchNormalization(layers.Layer):
 
 
 def is_stock(layer: layers.Layer, stock: layers.Layer, *may_differ: str) -> bool:
-    """Whether a layer has the class and settings of `stock`, weights and `may_differ` aside."""
+    """Whether a layer has the class and settings of `stock`, but for weights and `may_differ`."""
     if type(layer) is not type(stock):
         return False
     # Initializers, regularizers and constraints belong to the weights, which stay the same.
@@ -472,7 +472,7 @@ def fuse(model: keras.Model) -> keras.Model:
     `Model(image, Sequential(...)(image))`.
     """
     sequential, operations = model, getattr(model, "operations", [])
-    # An Input and one inner model; as its shapes differ, it was not called twice in a row.
+    # An Input and one inner model. Its output cannot be its input, so it is called only once.
     if len(operations) == 2 and model.input_shape != model.output_shape:
         options = operations[1]._inbound_nodes[-1].arguments.kwargs.values()
         sequential = operations[1] if all(option is None for option in options) else model
@@ -487,7 +487,9 @@ def fuse(model: keras.Model) -> keras.Model:
         layer = remaining.pop(0)
         if not re.fullmatch(r"[A-Za-z0-9.][\w.>-]*", layer.name, re.ASCII):
             layer.name = f"layer_{len(remaining) + 1}"  # TensorFlow allows fewer characters
-        if is_stock(layer, upsampling) and remaining and is_stock(remaining[0], conv, "filters"):
+        following = remaining[0] if remaining else None
+        same_type = following and layer.compute_dtype == following.compute_dtype
+        if same_type and is_stock(layer, upsampling) and is_stock(following, conv, "filters"):
             layer = UpsampledConv2D(remaining.pop(0))
         elif len(x.shape) == 4 and is_stock(layer, norm, "momentum", "epsilon"):
             layer = FusedBatchNormalization(layer)
@@ -559,8 +561,6 @@ def load_data(path: str) -> np.ndarray:
         raise UserError(f"{path}: no such file; {make}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); use another --data") from None
-    except MemoryError:
-        raise
     except Exception as error:  # a wrong byte in the header makes numpy raise anything
         raise bad_data(path, f"not a whole .npy file ({reason(error)})") from None
     shape = data.shape[1:]
@@ -608,7 +608,7 @@ class Run:
         self.args, self.output = args, Path(args.output)
         self.history = np.empty((0, len(METRICS)), np.float32)
         self.pending: list[tf.Tensor] = []  # metrics still on the device, not in the history yet
-        self.state: list[keras.Variable] = []  # known when the iteration is compiled
+        self.state: list[keras.Variable] = []  # filled when the iteration is compiled
         self.log, self.logged = None, 0  # the TensorBoard log; how many iterations are in it
         self.saved_at = time.monotonic()
         self.fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_NOISE)
@@ -643,7 +643,7 @@ class Run:
             "keras": keras.__version__,
             "program": program,
         }
-        # As JSON will give them back; an object that JSON cannot hold becomes the name of its type
+        # As they will come back from JSON; what JSON cannot hold becomes the name of its type
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
 
     @property
@@ -675,8 +675,13 @@ class Run:
                 self.take_networks_of(Path(self.args.init))
             self.claim_folder()
             self.save_state()
-        if self.args.tensorboard:
-            self.begin_log()
+        if self.args.tensorboard:  # anew: a killed run's log may go beyond the last checkpoint
+            for path in find_files(self.output, LOG_FILES):
+                path.unlink()
+            logs = self.output / "logs"
+            make_folder(logs)
+            self.log = tf.summary.create_file_writer(str(logs), filename_suffix=".art_gan")
+            self.write_log()
 
     def resume(self, values: list[np.ndarray], history: np.ndarray, settings: dict) -> None:
         """Continue from a saved state. Raises UserError if it is not one of this run."""
@@ -685,7 +690,7 @@ class Run:
         if self.done >= self.args.epochs:
             return
         self.compile_iteration()
-        self.check_settings(settings)  # again: the iteration is known now
+        self.check_settings(settings)  # again, as the iteration's checksum is known only now
         if [v.shape for v in self.state] != [value.shape for value in values]:
             raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
         # If the programs could not be compared, the code's learning rate counts, not the saved one.
@@ -709,10 +714,9 @@ class Run:
             again = tf.function(self.iteration.python_function, autograph=False)
             found = checksum(compiled)
             if found != checksum(again.get_concrete_function(*batch)):
-                problem = "numbers of Python or numpy would be drawn once, not in each iteration"
-                raise UserError(f"{problem}; {SEEDED}")
+                raise UserError(f"numbers of Python or numpy would be drawn once only; {SEEDED}")
         versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
-        where = f"the iteration ({versions}, {'GPU' if GPUS else 'CPU'})"
+        where = f"the iteration's graph ({versions}, {'GPU' if GPUS else 'CPU'})"
         self.settings[where] = f"checksum {found:08x}"
         for name, network in self.networks.items():
             leaves = [each for each in network._flatten_layers() if not each._layers]
@@ -742,20 +746,20 @@ class Run:
         values, history, settings = found
         # Older checkpoints hold no names. Then go by order; if the counts differ, networks only.
         networks = self.networks.values()
-        own = [variable for network in networks for variable in network.variables]
-        same = self.state if len(values) == len(self.state) else own
-        names = settings.get("variables", [path_of(variable) for variable in same])
-        saved = dict(zip(numbered(names), values, strict=False))
         needed = {weight.path for network in networks for weight in network.weights}
         paths = [path_of(variable) for variable in self.state]
-        for variable, path, key in zip(self.state, paths, numbered(paths), strict=True):
-            value = saved.get(key)
+        # Older checkpoints hold no names. Then go by order; if the counts differ, networks only.
+        first = paths[: sum(len(network.variables) for network in networks)]
+        names = settings.get("variables", paths if len(values) == len(paths) else first)
+        saved = dict(zip(numbered(names), values, strict=False))
+        for variable, (path, number) in zip(self.state, numbered(paths), strict=True):
+            value = saved.get((path, number))
             if value is not None and value.shape == variable.shape:
                 if variable.name != "learning_rate":  # that is what the code says
                     variable.assign(value)
             elif path in needed:
-                there = "has none" if value is None else f"is {value.shape}"
-                problem = f"its {path} {there}, here it is {tuple(variable.shape)}"
+                there = getattr(value, "shape", "missing")
+                problem = f"its {path} is {there}, here it is {tuple(variable.shape)}"
                 raise UserError(f"--init {other}: {problem}; it needs the same networks and size")
         self.settings["--init"] = {"run": self.args.init, "iteration": len(history)}
         say(f"Starting with the networks of {other} after {len(history)} iterations")
@@ -769,11 +773,9 @@ class Run:
             problem = f"holds {names}, but no checkpoint that shows which run they are of"
             raise UserError(f"{self.output}: {problem}; move them, {START_OVER}")
         # Checkpoints first, each removal synced: a power cut must not leave one without its files.
-        for path in checkpoint_paths(self.output):
-            path.unlink()
-            sync(path.parent)
-        for path in found:
+        for path in [*checkpoint_paths(self.output), *found]:
             path.unlink(missing_ok=True)
+            sync(path.parent)
         if found:
             say(f"--fresh removed from {self.output}: {names}")
 
@@ -789,8 +791,7 @@ class Run:
         if text := verdict(self.history, known):
             say(text)
         for name, copy in self.float32_copies.items():
-            trained = self.networks[name].variables
-            for variable, value in zip(copy.variables, trained, strict=True):
+            for variable, value in zip(copy.variables, self.networks[name].variables, strict=True):
                 variable.assign(value)
             copy.name = f"{name}-{self.done}"  # --generate names pictures after it
 
@@ -813,7 +814,7 @@ class Run:
         header = ",".join(("epoch", *METRICS))
         with replace_file(self.output / "metrics.csv") as temporary:
             np.savetxt(temporary, table, "%d" + len(METRICS) * ",%.9g", header=header, comments="")
-        self.save_state()  # last: once the final state is saved, no run writes the files above
+        self.save_state()  # last: a run that is finished does not write the files above again
         self.write_log()
 
     def save_state(self) -> None:
@@ -830,15 +831,6 @@ class Run:
             temporary.write_bytes(file.getbuffer())
         remove_old_states(path)
         self.saved_at = time.monotonic()
-
-    def begin_log(self) -> None:
-        """Write the TensorBoard log anew: a killed run's may go beyond the last checkpoint."""
-        for path in find_files(self.output, LOG_FILES):
-            path.unlink()
-        logs = self.output / "logs"
-        make_folder(logs)
-        self.log = tf.summary.create_file_writer(str(logs), filename_suffix=".art_gan")
-        self.write_log()
 
     def write_log(self) -> None:
         """Write metrics and previews that the TensorBoard log does not have yet."""
@@ -890,7 +882,10 @@ def build_networks(
         if not hasattr(network, "output_shape"):  # a user's subclass
             advice = "return keras.Model(x, network(x)) of it, with x = keras.Input(...)"
             raise UserError(f"build_{name} returns a model without shapes; {advice}")
-    if (made := networks["generator"].output_shape[1:]) != image_shape:
+    taken, made = (networks["generator"].input_shape[1:], networks["generator"].output_shape[1:])
+    if taken != (NOISE_SIZE,):
+        raise UserError(f"build_generator takes noise of {taken}, NOISE_SIZE is {NOISE_SIZE}")
+    if made != image_shape:
         problem = f"build_generator makes pictures of {made}, the data's are {image_shape}"
         raise UserError(f"{problem}; change it, or make data of that size")
     return networks
@@ -950,8 +945,7 @@ def errors_in_one_line() -> Iterator[None]:
         frames = traceback.extract_tb(error.__traceback__)
         name = Path(__file__).name
         *_, place = [frame for frame in frames if Path(frame.filename).name == name]
-        where = f"{name}, line {place.lineno}, {place.line!r}"
-        raise UserError(f"{where}: {cause(error)}") from error
+        raise UserError(f"{name}, line {place.lineno}, {place.line!r}: {cause(error)}") from error
 
 
 def cause(error: Exception) -> str:
@@ -983,26 +977,29 @@ def check_iteration(compiled: Any, state: list[keras.Variable]) -> None:
         problem = f"the iteration uses {lost} variables that are not saved {sorted(names)[:3]}"
         owner = "an optimizer, a model, a SeedGenerator of keras.random"
         raise UserError(f"{problem}; let build_iteration return what owns them, too: {owner}")
-    for node in operations_of(compiled):
+    graph = compiled.graph.as_graph_def()
+    for node in itertools.chain(graph.node, *(f.node_def for f in graph.library.function)):
         seeded = {"seed", "seed2"} <= set(node.attr) and "Cudnn" not in node.op
         if seeded or node.op in ("PyFunc", "EagerPyFunc"):
             what = f"tf.random or Python ({node.op})"
             raise UserError(f"the iteration uses {what}, whose state is not saved; {SEEDED}")
 
 
-def operations_of(compiled: Any) -> list:
-    """The operations of a compiled function, and of those that it calls."""
-    graph = compiled.graph.as_graph_def()
-    return [*graph.node, *(node for f in graph.library.function for node in f.node_def)]
-
-
 def checksum(compiled: Any) -> int:
-    """A number that is the same for the same operations and constants, in whatever order."""
-    found = [
-        node.op.encode() + (node.attr["value"].SerializeToString() if node.op == "Const" else b"")
-        for node in operations_of(compiled)
-    ]
-    return zlib.crc32(b"".join(sorted(found)))
+    """A number that is the same for the same operations with the same inputs and attributes."""
+    graph, texts = compiled.graph.as_graph_def(), []
+    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
+        place = {node.name: i for i, node in enumerate(nodes)}
+        text = b""
+        for node in nodes:
+            inputs = [name.partition(":") for name in node.input if name[0] != "^"]
+            text += f"{node.op}{[(place.get(name), output) for name, _, output in inputs]}".encode()
+            for key, value in sorted(node.attr.items()):
+                # Names of functions, and what begins with "_", differ each time.
+                if value.WhichOneof("value") != "func" and key[0] != "_":
+                    text += key.encode() + value.SerializeToString()
+        texts.append(text)
+    return zlib.crc32(b"".join(sorted(texts)))
 
 
 def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
@@ -1031,7 +1028,7 @@ def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
 
 
 def differences(saved: dict, now: dict) -> list[str]:
-    """The differences between two records as text, the most informative ones first."""
+    """What differs between two records, in words; the most informative differences first."""
 
     def in_words(value: Any) -> str:
         return f"{value:.6g}" if isinstance(value, float) else f"{value!s:.120}"
@@ -1140,11 +1137,14 @@ def lock_folder(folder: Path, wait: bool = False) -> Iterator[None]:
         lock = os.open(folder, os.O_RDONLY)
         stack.callback(os.close, lock)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            problem = "another run writes there; stop it, or use another --output"
-            raise UserError(f"{folder}: {problem}") from None
-        except OSError:  # locks are not supported here: continue without
+            if not wait:
+                problem = "another run writes there; stop it, or use another --output"
+                raise UserError(f"{folder}: {problem}") from None
+            say(f"{folder}: waiting until another command has painted there", "stderr")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:  # this disk has no locks: go on without one
             pass
         yield
 
@@ -1204,10 +1204,9 @@ def open_preview(path: Path) -> Image.Image | None:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
-    except FileNotFoundError:
-        return None
     except Exception as error:  # damaged files make Pillow raise anything
-        say(f"warning: {path}: left out ({reason(error)})", "stderr")
+        if not isinstance(error, FileNotFoundError):
+            say(f"warning: {path}: left out ({reason(error)})", "stderr")
         return None
 
 
@@ -1222,14 +1221,14 @@ def save_animation(path: Path, frames: Iterable[Image.Image], duration: int, tex
 
 
 def save_timelapse(path: Path, previews: Iterable[Path]) -> None:
-    """Animate up to TIMELAPSE_FRAMES previews, unless `path` shows just these files already."""
+    """Animate up to TIMELAPSE_FRAMES previews, unless `path` already shows exactly these."""
     previews = [preview for preview in previews if preview.is_file()]
     previews = [previews[i] for i in evenly_spaced(len(previews), TIMELAPSE_FRAMES)]
     crc = 0
     for preview in previews:
         crc = zlib.crc32(preview.read_bytes(), crc)
     text = f"previews with checksum {crc:08x}"
-    with contextlib.suppress(Exception), Image.open(path) as image:  # none there, or damaged
+    with contextlib.suppress(Exception), Image.open(path) as image:  # missing or damaged
         if image.getexif().get(ExifTags.Base.ImageDescription) == text:
             return
     frames = [frame for preview in previews if (frame := open_preview(preview))]
@@ -1264,7 +1263,7 @@ def open_generator(path: Path) -> tuple[keras.Model, Callable]:
 
 
 def find_generator(output: Path, source: str | None) -> Path:
-    """The generator that paints: the newest, or of --from's preview or file. Raises UserError."""
+    """The file of the generator that paints: the newest, or what --from names. Raises UserError."""
     if source and not source.isdigit():
         path = Path(source)
     else:
@@ -1300,7 +1299,9 @@ def paint(args: argparse.Namespace) -> int:
         if args.interpolate:
             if numbers != list(range(1, len(numbers) + 1)):
                 name += "".join(f"-{number}" for number in numbers)
-            loop = output / f"interpolation-{name:.200}.webp"
+            if len(name) > 200:  # file systems allow 255 bytes
+                name = f"{name:.180}-{zlib.crc32(name.encode())}"
+            loop = output / f"interpolation-{name}.webp"
             frames = (Image.fromarray(np.broadcast_to(p, (*p.shape[:2], 3))) for p in pictures)
             save_animation(loop, frames, INTERPOLATION_MS, f"a loop through pictures of {path}")
             say(f"{loop}: a loop of {len(noise)} pictures")
@@ -1433,8 +1434,8 @@ def progress_line(first: int, epochs: int) -> Iterator[Callable[[int, tf.Tensor,
 
 def whole_number(text: str, least: int = 1) -> int:
     """An argparse type: a whole number from `least` to 2**32 - 1, the largest seed."""
-    if not (text.isascii() and text.isdigit() and least <= int(text) < 2**32):
-        problem = f"{text!r} is not a whole number from {least} to {2**32 - 1}"
+    if not (re.fullmatch("[0-9]{1,10}", text) and least <= int(text) < 2**32):
+        problem = f"{text!r:.100} is not a whole number from {least} to {2**32 - 1}"
         raise argparse.ArgumentTypeError(problem)
     return int(text)
 
@@ -1450,7 +1451,7 @@ def file_name(text: str) -> str:
     """An argparse type: a path. "" is refused: it would mean this folder, perhaps by accident."""
     if not text:
         raise argparse.ArgumentTypeError("is empty")
-    return os.path.normpath(text)
+    return str(Path(text))
 
 
 def generator_name(text: str) -> str:
@@ -1503,9 +1504,8 @@ def main(argv: list[str] | None = None) -> int:
     keras.config.set_floatx("float32")
     keras.config.set_dtype_policy("float32")
     job = paint if args.painting else train
-    again = "the same command again"
-    if args.fresh:
-        again += ", without --fresh once it has removed the old run"
+    without = ", without --fresh once it has removed the old run" if args.fresh else ""
+    again = f"the same command again{without}"
     try:
         for name in ("NOISE_SIZE", "PREVIEW_ROWS", "PREVIEW_COLS", "VERDICT_ITERATIONS"):
             if not (isinstance(number := globals()[name], int) and number > 0):

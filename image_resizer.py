@@ -39,10 +39,10 @@ BUDGET, TURN = threading.Semaphore(MEGAPIXELS), threading.Lock()
 # Errors that are about one file; others are about the disk
 FILE_ERRORS = (None, errno.EACCES, errno.EPERM, errno.ELOOP, errno.EINVAL, errno.ENAMETOOLONG)
 
-# Formats that Pillow does not decode, or not rightly
+# Formats that Pillow cannot decode, or decodes wrongly
 NOT_READ = {"BUFR", "FITS", "GRIB", "HDF5", "MCIDAS", "MPEG", "SUN", "XBM", "XPM"}
 TiffImagePlugin.READ_LIBTIFF = True  # Pillow's own reader misreads colours in separate planes
-for marker in (0xFFE0, *range(0xFFE2, 0xFFF0)):  # a JPEG's metadata but EXIF: it may be broken
+for marker in (0xFFE0, *range(0xFFE2, 0xFFF0)):  # skip metadata but EXIF: it may be broken
     JpegImagePlugin.MARKER[marker] = ("", "", JpegImagePlugin.Skip)
 Shape = tuple[int, int, int]  # height, width, channels
 
@@ -73,7 +73,7 @@ def say(line: str, stream: str = "stdout") -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Return what is wrong in one line: the system's words, the first line, or the type."""
+    """Say in one line what is wrong: the system's text, the first line, or else the type."""
     text = getattr(error, "strerror", None) or error
     return next(iter(str(text).strip().splitlines()), type(error).__name__)
 
@@ -149,15 +149,11 @@ def is_picture(path: Path) -> bool:
     return kind == "MPO" or (kind in Image.OPEN and kind not in NOT_READ)
 
 
-def cannot(what: str, path: Path | str, error: BaseException) -> UserError:
-    """Return the error for a file or folder that cannot be read or written."""
-    return UserError(f"cannot {what} {str(path)!r}: {reason(error)}; fix that, or name another")
-
-
 def skip(path: Path | str, error: BaseException) -> int:
     """Say that a file or folder is left out, and return 1. Raises UserError if its disk fails."""
     if getattr(error, "errno", None) not in FILE_ERRORS:
-        raise cannot("read", path, error) from error
+        problem = f"cannot read {str(path)!r}: {reason(error)}"
+        raise UserError(f"{problem}; fix that, or name another") from error
     say(f"skipped {str(path)!r}: {reason(error)}", "stderr")
     return 1
 
@@ -171,7 +167,7 @@ def list_files(folder: str) -> tuple[list[Path], int]:
     for parent, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
         real = Path(parent).resolve()
         if real in seen or len(real.parts) > 500:  # Python 3.11 cannot go much deeper
-            why = "a link to a folder that is read anyway" if real in seen else "nested too deeply"
+            why = "a link to a folder above or read before" if real in seen else "nested too deeply"
             errors.append(OSError(errno.ELOOP, why, parent))
             folders.clear()
             continue
@@ -190,7 +186,7 @@ def is_misread(image: Image.Image) -> bool:
         return True  # which value is white is not known; nothing converts "La"
     if image.format == "PNG" and "transparency" in image.info:
         return image.tile[0].args in ("L;2", "L;4", "I;16B", "RGB;16B")  # it scales the pixels only
-    if image.format == "JPEG2000":  # it scales no samples, so the header must say 8 bits (less one)
+    if image.format == "JPEG2000":  # it scales no sample, so all must be of 8 bits (saved as 7)
         image.fp.seek(0)
         header = rb"(?:\A|jp2c)\xff\x4f\xff\x51.{38}\x07"
         return not re.search(header, image.fp.read(), re.DOTALL)
@@ -198,7 +194,7 @@ def is_misread(image: Image.Image) -> bool:
         tiff, tag = TiffImagePlugin, image.tag_v2.get
         return (
             (image.mode == "L" and max(tag(tiff.SAMPLEFORMAT, (1,))) == 2)  # signed
-            or (image.mode[0] == "I" and tag(tiff.BITSPERSAMPLE) != (16,))  # but 12
+            or (image.mode[0] == "I" and tag(tiff.BITSPERSAMPLE) != (16,))  # 12 bits
             or (image.mode[0] == "I" and tag(tiff.PHOTOMETRIC_INTERPRETATION) == 0)  # 0 is white
             or (image.mode[0] == "P" and max(tag(tiff.COLORMAP)) < 256)  # colours of 8 bits
             or (image.mode in ("LA", "PA") and tag(tiff.PLANAR_CONFIGURATION) == 2)  # separate
@@ -226,7 +222,7 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     if image.format == "TIFF":
         image.info.pop("xmp", None)  # a broken one would end load()
     image.load()
-    with suppress(Exception):  # broken metadata; what can be read of it has turned the picture
+    with suppress(Exception):  # broken metadata: its readable part has turned the picture
         ImageOps.exif_transpose(image, in_place=True)
     # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
     picture, (height, width, channels) = to_rgb(image), shape
@@ -256,17 +252,13 @@ class PngStream(PngImagePlugin.PngStream):
 PngImagePlugin.PngStream = PngStream
 
 
-@contextmanager
-def room_for(pixels: int) -> Iterator[None]:
+def room_for(pixels: int) -> ExitStack:
     """Wait until this many pixels fit into memory beside those that other threads decode."""
-    units = min(1 + pixels // 10**6, MEGAPIXELS)
+    room = ExitStack()
     with TURN:  # one thread at a time, or two could deadlock
-        for _ in range(units):
-            BUDGET.acquire()
-    try:
-        yield
-    finally:
-        BUDGET.release(units)
+        for _ in range(min(1 + pixels // 10**6, MEGAPIXELS)):
+            room.enter_context(BUDGET)
+    return room
 
 
 def why_not(path: Path, file: BinaryIO, error: Exception) -> str:
@@ -293,7 +285,7 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
     """
     if path.exists() and not path.is_file():
         raise UserError  # a pipe or a device: reading it may never end
-    with path.open("rb") as file:  # by its path, Pillow would map it: a lost disk kills the run
+    with path.open("rb") as file:  # Pillow would memory-map a path: a lost disk kills the run
         try:
             jpeg = file.read(2) == b"\xff\xd8"  # .mpo, too: a JpegImageFile can draft()
             file.seek(0)
@@ -315,13 +307,13 @@ def load_picture(path: Path, shape: Shape, crop: bool = False) -> np.ndarray:
 
 
 def remove_leftovers(target: Path) -> None:
-    """Remove the unfinished files of killed runs; a run that still goes on has its file locked."""
+    """Remove what killed runs left unfinished. A run that is still alive has its file locked."""
     for path in target.parent.iterdir():
         name = PART.fullmatch(path.name)
         with suppress(OSError):  # it is gone or locked, or locks are not supported here
             # An empty one may be new, made by a run that has not locked it yet.
             if name and name[1] == target.name and path.stat().st_size:
-                with path.open("rb") as file:
+                with path.open("rb+") as file:  # NFS locks only what is open for writing
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     path.unlink()
 
@@ -387,12 +379,12 @@ def resize_folder(
                 counts = ", ".join([f"{failed + skipped} skipped", *others])
                 hint = f"but {deeper} in sub-folders: use --recursive" if deeper else "add some"
                 raise UserError(f"no readable picture in {image_dir!r} ({counts}); {hint}")
-            file.seek(0)  # NumPy pads the header, so that its length is the same
+            file.seek(0)  # the header is padded: its length stays the same
             np.lib.format.write_array_header_1_0(file, header | {"shape": (count, *shape)})
             file.flush()
     except OSError as error:
-        problem = ("read", image_dir) if error.filename == image_dir else ("write", output)
-        raise cannot(*problem, error) from error
+        what = f"read {image_dir!r}" if error.filename == image_dir else f"write {output!r}"
+        raise UserError(f"cannot {what}: {reason(error)}; fix that, or name another") from error
     return count, failed + skipped, others, deeper
 
 

@@ -130,6 +130,10 @@ BROKEN = {
         [(LABEL, f"{LABEL}    {FREEZE}")],
         "no weight of the discriminator is trainable",
     ],
+    "noise of another size": [
+        [in_generator(("keras.Input((noise_size,))", "keras.Input((50,))"))],
+        "takes noise of (50,), NOISE_SIZE is 100",
+    ],
     "frozen in train": [
         [(START, f"        run.networks['discriminator'].trainable = False\n{START}")],
         "no weight of the discriminator is trainable",

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import arrays, checkpoints, contents, refusal, rows, training
 from helpers_edits import (
+    FAKES,
     LABEL,
     LABELS,
     LAST,
@@ -137,10 +138,20 @@ DIFFERENCES = {
         [in_discriminator((LAST, f"    model.add(layers.Reshape((1,)))\n{LAST}"))],
         ["discriminator reshape", "is Reshape"],
     ),
-    "loss": ([LOSS.format("tf.reduce_mean((label - probability) ** 2)")], ["the iteration (Tens"]),
+    "loss": (
+        [LOSS.format("tf.reduce_mean((label - probability) ** 2)")],
+        ["the iteration's graph (Tens"],
+    ),
     "labels in the iteration": (
         [in_iteration("y_real = 0.9")],
-        ["the iteration (Tens", "checksum"],
+        ["the iteration's graph (Tens", "checksum"],
+    ),
+    "labels exchanged": (
+        [
+            ("fast_discriminator, x_real, y_real,", "fast_discriminator, x_real, y_fake,"),
+            ("fast_discriminator, x_fake, y_fake,", "fast_discriminator, x_fake, y_real,"),
+        ],
+        ["the iteration's graph (Tens"],
     ),
     "another normalization": (
         [in_generator((BATCH_NORM, "model.add(layers.GroupNormalization(4))"))],
@@ -166,6 +177,15 @@ def test_the_same_program_is_resumed(there, base, data, tmp_path, main):
     assert main(*training(data, there, "--epochs", 4), program=program).returncode == 0
     for name, value in arrays(checkpoints(base)[-1]).items():
         np.testing.assert_array_equal(arrays(checkpoints(there)[-1])[name], value, err_msg=name)
+
+
+def test_an_attribute_of_an_operation_is_in_the_record(data, output, tmp_path, main):
+    command = training(data, output, "--epochs", 1)
+    for slope in (0.2, 0.3):
+        leaky = (FAKES, f"        noise = tf.nn.leaky_relu(noise, alpha={slope})\n{FAKES}")
+        result = main(*command, program=edited(tmp_path, leaky))
+        command[-1] = 2
+    assert "the iteration's graph (Tens" in refusal(result)
 
 
 def old_settings(settings):

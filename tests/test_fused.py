@@ -147,6 +147,7 @@ def test_upsampled_conv2d_in_half_precision(half, form):
         [layers.UpSampling2D(interpolation="bilinear"), layers.Conv2D(4, 3, padding="same")],
         [layers.UpSampling2D(), layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same")],
         [layers.UpSampling2D()],
+        [layers.UpSampling2D(dtype="bfloat16"), layers.Conv2D(4, 3, padding="same")],
         [layers.UpSampling2D(), layers.Conv2D(4, 3, padding="same", activity_regularizer="l2")],
         [layers.BatchNormalization(scale=False)],
         [layers.BatchNormalization(activity_regularizer="l2")],

@@ -1,6 +1,8 @@
 """Previews, the time-lapse, and what --generate and --interpolate paint."""
 
+import fcntl
 import json
+import os
 import re
 import shutil
 import signal
@@ -112,6 +114,27 @@ def test_ten_painters_at_once_all_paint(generator, start, main):
     assert len(images(generator / "art")) == 40 and not leftovers(generator)
 
 
+def test_a_painter_says_that_it_waits(generator, start):
+    (generator / "art").mkdir()
+    lock = os.open(generator / "art", os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    painter = start("--generate", 1, "--output", generator, folder=generator)
+    painter.wait_for("waiting until another command has painted there")
+    os.close(lock)
+    assert painter.wait() == 0
+
+
+def test_loops_through_many_pictures_have_names_of_their_own(generator, main, monkeypatch):
+    monkeypatch.setattr(tiny, "INTERPOLATION_STEPS", 1)
+    for last in (71, 72):
+        numbers = ",".join(map(str, [*range(100, 170), last]))
+        assert main("--interpolate", numbers, "--output", generator).returncode == 0
+    loops = list(generator.glob("interpolation-*.webp"))
+    assert len(loops) == 2
+    assert main("--generate", 1, "--output", generator).returncode == 0
+    assert all(art_gan.FRESH_FILES.fullmatch(path.name) for path in loops)
+
+
 def test_painting_while_a_run_trains(data, output, start, main):
     process = start(*training(data, output, "--checkpoint-seconds", 0))
     process.poll((output / "generator.keras").exists)
@@ -143,9 +166,12 @@ def test_painting_with_the_generator_of_a_preview(half, generator, main, tmp_pat
 
 
 def test_a_loop_through_new_pictures(generator, main):
-    model = keras.models.load_model(generator / "generator.keras")
-    model.set_weights([20 * weights for weights in model.get_weights()])  # more contrast
-    model.save(generator / "generator.keras")
+    blocks = keras.Sequential(name="generator-3")  # large ones, which a .webp keeps
+    blocks.add(keras.Input((100,)))
+    blocks.add(keras.layers.Dense(48, activation="tanh", kernel_initializer="random_normal"))
+    blocks.add(keras.layers.Reshape((4, 4, 3)))
+    blocks.add(keras.layers.UpSampling2D(8))
+    blocks.save(generator / "generator.keras")
     options = ("--output", generator, "--seed", 3)
     assert main("--interpolate", 2, *options).returncode == 0
     assert main("--interpolate", "1,2,5", *options).returncode == 0

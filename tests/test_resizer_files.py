@@ -125,6 +125,23 @@ def test_an_interruption_while_it_loads_is_no_traceback(dataset, tmp_path):
         assert process.returncode in (130, -signal.SIGINT) and "Traceback" not in err
 
 
+def test_leftovers_on_a_disk_that_locks_only_what_is_open_for_writing(
+    dataset, tmp_path, monkeypatch
+):
+    """As NFS does."""
+
+    def flock(file, operation):
+        if not fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        return original(file, operation)
+
+    original = fcntl.flock
+    monkeypatch.setattr(fcntl, "flock", flock)
+    leftover = tmp_path / ".part-0123456789abcdef-x.npy"
+    leftover.write_bytes(bytes(1000))
+    assert resize(dataset, tmp_path / "x.npy")[0] == 5 and not leftover.exists()
+
+
 @pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
 def test_new_file_has_ordinary_permissions_and_replaces_leftovers(dataset, tmp_path, mask, mode):
     (tmp_path / "disk").mkdir()
