@@ -136,7 +136,9 @@ class Child:
 
     def poll(self, condition):
         """Wait until `condition` holds; it may not end before."""
+        deadline = time.monotonic() + 120
         while not condition():
+            assert time.monotonic() < deadline, f"it hangs:\n{self.printed}"
             assert self.process.is_alive() or condition(), f"ended too early:\n{self.printed}"
             time.sleep(0.005)
 
