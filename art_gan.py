@@ -166,13 +166,13 @@ def save_images(path: Path, pictures: Iterable[np.ndarray]) -> None:
     # so that --generate can save its pictures one by one.
     pictures = list(pictures)
     height, width, channels = pictures[0].shape
-    rows, cols = height + PREVIEW_MARGIN, width + PREVIEW_MARGIN
-    shape = (PREVIEW_MARGIN + PREVIEW_ROWS * rows, PREVIEW_MARGIN + PREVIEW_COLS * cols, channels)
+    down, right = height + PREVIEW_MARGIN, width + PREVIEW_MARGIN
+    shape = (PREVIEW_MARGIN + PREVIEW_ROWS * down, PREVIEW_MARGIN + PREVIEW_COLS * right, channels)
     image_array = np.full(shape, 255, dtype=np.uint8)
     for image_count, picture in enumerate(pictures):
         row, col = divmod(image_count, PREVIEW_COLS)
-        r, c = PREVIEW_MARGIN + row * rows, PREVIEW_MARGIN + col * cols
-        image_array[r : r + height, c : c + width] = picture
+        y, x = PREVIEW_MARGIN + row * down, PREVIEW_MARGIN + col * right
+        image_array[y : y + height, x : x + width] = picture
     save_picture(path, image_array)
 
 
@@ -188,22 +188,27 @@ def build_combined(generator: keras.Model, discriminator: keras.Model) -> keras.
 # ---- One iteration --------------------------------------------------------------------------
 
 
+def noise_from(rng: np.random.Generator, count: int, size: int) -> np.ndarray:
+    """The article's noise: (count, size) from N(0, 1), float32."""
+    return rng.normal(size=(count, size)).astype(np.float32)
+
+
 def random_noise(count: int, seed: int, stream: int, size: int = NOISE_SIZE) -> np.ndarray:
-    """Noise (count, size) from N(0, 1), float32; the same for the same seed and stream."""
-    return np.random.default_rng([seed, stream]).normal(size=(count, size)).astype(np.float32)
+    """Noise (count, size), float32; the same for the same seed and stream."""
+    return noise_from(np.random.default_rng([seed, stream]), count, size)
 
 
 def draw_batch(data: np.ndarray, seed: int, epoch: int, batch_size: int) -> list[np.ndarray]:
     """Pictures, drawn with replacement, (N, *image_shape), and noise (N, NOISE_SIZE); float32."""
     rng = np.random.default_rng([seed, epoch])  # so that a resumed run draws the same batches
     x_real = data[rng.integers(len(data), size=batch_size)].astype(np.float32)
-    return [x_real, rng.normal(size=(batch_size, NOISE_SIZE)).astype(np.float32)]
+    return [x_real, noise_from(rng, batch_size, NOISE_SIZE)]
 
 
 def labels_for(output: tf.Tensor, label: Label) -> tf.Tensor:
     """One label, or N labels, as float32, shaped so that output i (of N) gets label i."""
-    label, ones = tf.cast(label, tf.float32), [1] * (output.shape.rank - 1)
-    return label if label.shape.rank == output.shape.rank else tf.reshape(label, (-1, *ones))
+    label, rank = tf.cast(label, tf.float32), output.shape.rank
+    return label if label.shape.rank == rank else tf.reshape(label, [-1] + [1] * (rank - 1))
 
 
 def binary_crossentropy(label: Label, probability: tf.Tensor) -> tf.Tensor:
@@ -296,15 +301,15 @@ def train(args: argparse.Namespace) -> int:
         for line in tables.getvalue().splitlines():
             say(line)
 
-        stream = batches(data, args.data, args.seed, range(run.done, args.epochs), args.batch_size)
+        drawn = batches(data, args.data, args.seed, range(run.done, args.epochs), args.batch_size)
         with progress_line(run.done, args.epochs) as show, catch_signals() as signals:
-            for epoch, (x_real, noise) in enumerate(stream, run.done):
+            for epoch, (x_real, noise) in enumerate(drawn, run.done):
                 metrics = run.iteration(x_real, noise)
                 run.pending.append(metrics)
-                preview = epoch % args.save_freq == 0
-                if preview:
+                is_preview = epoch % args.save_freq == 0
+                if is_preview:
                     run.save_preview()
-                show(epoch, metrics, preview)
+                show(epoch, metrics, is_preview)
                 stop = bool(signals)  # read once: a later signal counts after the next iteration
                 last = stop or run.done == args.epochs
                 if last or time.monotonic() - run.saved_at >= args.checkpoint_seconds:
@@ -467,12 +472,12 @@ def is_stock(layer: layers.Layer, stock: layers.Layer, *may_differ: str) -> bool
 def fuse(model: keras.Model) -> keras.Model:
     """A second model that computes what `model` does, faster, with the same layers and variables.
 
-    `model` stays usable and owns the weights. Layers that cannot be computed faster are used as
-    they are, and so is a model that is neither a Sequential nor the article's
-    `Model(image, Sequential(...)(image))`.
+    `model` owns the weights and stays usable. Layers, and kinds of models, that cannot be computed
+    faster stay as they are.
     """
     sequential, operations = model, getattr(model, "operations", [])
-    # An Input and one inner model. Its output cannot be its input, so it is called only once.
+    # The article's Model(image, Sequential(...)(image)): fuse the Sequential. Equal shapes are
+    # excluded, as it could be called twice there.
     if len(operations) == 2 and model.input_shape != model.output_shape:
         options = operations[1]._inbound_nodes[-1].arguments.kwargs.values()
         sequential = operations[1] if all(option is None for option in options) else model
@@ -583,7 +588,7 @@ def batches(data: np.ndarray, path: str, seed: int, epochs: range, batch_size: i
             x_real, noise = drawn.result()
             # Draw the next one while this one trains. The one after the last is not used.
             drawn = pool.submit(draw_batch, data, seed, epoch + 1, batch_size)
-            check_range(x_real, path)
+            check_range(x_real, f"a batch of {path}")
             yield tf.constant(x_real), tf.constant(noise)
 
 
@@ -611,7 +616,7 @@ class Run:
         self.state: list[keras.Variable] = []  # filled when the iteration is compiled
         self.log, self.logged = None, 0  # the TensorBoard log; how many iterations are in it
         self.saved_at = time.monotonic()
-        self.fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_NOISE)
+        self.fixed_noise = random_noise(PREVIEW_COUNT, args.seed, PREVIEW_NOISE, NOISE_SIZE)
 
         image_shape = data.shape[1:]
         with errors_in_one_line():
@@ -621,6 +626,16 @@ class Run:
             # What is saved for people are copies in float32. One of them paints the previews.
             self.float32_copies = build_networks(image_shape, "float32", args.seed)
             self.paint = build_painter(self.float32_copies["generator"])
+            # Draw and paint once before anything is removed: these functions are edited, too.
+            first, again = (
+                [np.ascontiguousarray(x) for x in draw_batch(data, args.seed, 0, args.batch_size)]
+                for _ in range(2)
+            )
+            if any(a.tobytes() != b.tobytes() for a, b in zip(first, again, strict=True)):
+                raise UserError("draw_batch has to draw the same again; take all from its `rng`")
+            self.batch = [tf.TensorSpec(each.shape, each.dtype) for each in first]
+            with tempfile.TemporaryDirectory() as folder:
+                save_images(Path(folder) / "first.png", self.paint(self.fixed_noise))
             others = {f"optimizer {i}": owner for i, owner in enumerate(self.returned, 1)}
             program = {
                 name: {"class": type(owner).__name__, **getattr(owner, "get_config", dict)()}
@@ -642,6 +657,7 @@ class Run:
             "labels": [np.asarray(label).tolist() for label in (Y_REAL, Y_FAKE)],
             "keras": keras.__version__,
             "program": program,
+            "the first batch": [f"checksum {zlib.crc32(each):08x}" for each in first],
         }
         # As they will come back from JSON; what JSON cannot hold becomes the name of its type
         self.settings = json.loads(json.dumps(settings, default=lambda value: type(value).__name__))
@@ -702,18 +718,16 @@ class Run:
 
     def compile_iteration(self) -> None:
         """Compile the iteration, collect `state`. Raises UserError if some of it is not saved."""
-        shapes = self.networks["generator"].output_shape[1:], (NOISE_SIZE,)
-        batch = [tf.TensorSpec((self.args.batch_size, *shape)) for shape in shapes]
         with errors_in_one_line():
-            compiled = self.iteration.get_concrete_function(*batch)
+            compiled = self.iteration.get_concrete_function(*self.batch)
             owners = [*self.networks.values(), *self.returned]
             # A network's `variables` include its dropout's state. A SeedGenerator has a `state`.
             held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
             self.state = keras.tree.flatten(held)
             check_iteration(compiled, self.state)
             again = tf.function(self.iteration.python_function, autograph=False)
-            found = checksum(compiled)
-            if found != checksum(again.get_concrete_function(*batch)):
+            found = checksum(compiled, self.state)
+            if found != checksum(again.get_concrete_function(*self.batch), self.state):
                 raise UserError(f"numbers of Python or numpy would be drawn once only; {SEEDED}")
         versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
         where = f"the iteration's graph ({versions}, {'GPU' if GPUS else 'CPU'})"
@@ -744,7 +758,6 @@ class Run:
         if not found:
             raise UserError(f"--init {other}: holds no checkpoint of another run; use its --output")
         values, history, settings = found
-        # Older checkpoints hold no names. Then go by order; if the counts differ, networks only.
         networks = self.networks.values()
         needed = {weight.path for network in networks for weight in network.weights}
         paths = [path_of(variable) for variable in self.state]
@@ -798,7 +811,7 @@ class Run:
     def save_preview(self) -> None:
         """Save a preview and, under the same name, the float32 generator that paints it."""
         self.update()
-        *_, path = self.previews().values()
+        path = self.previews()[self.done - 1]
         with replace_file(path.with_suffix(".keras")) as temporary:
             self.float32_copies["generator"].save(temporary)
         save_images(path, self.paint(self.fixed_noise))
@@ -916,9 +929,9 @@ def verdict(history: np.ndarray, known: int) -> str | None:
         (won, "the discriminator has won, and the generator learns little more"),
         (blind, "the discriminator does not tell paintings from fakes, so no network learns"),
     ):
-        hits = ((lowest <= means) & (means <= highest)).all(axis=1)
-        if hits.any() and (first := hits.argmax()) + VERDICT_ITERATIONS > known:
-            d_loss, d_accuracy, g_loss, _ = means[first]
+        hits = np.flatnonzero(((lowest <= means) & (means <= highest)).all(axis=1))
+        if len(hits) and hits[0] + VERDICT_ITERATIONS > known:
+            d_loss, d_accuracy, g_loss, _ = means[hits[0]]
             return (
                 f"It seems that {problem}: for {VERDICT_ITERATIONS} iterations, its accuracy was "
                 f"{d_accuracy:.0%}, its loss {d_loss:.2f} and the generator's {g_loss:.2f}. "
@@ -944,7 +957,7 @@ def errors_in_one_line() -> Iterator[None]:
     except Exception as error:
         frames = traceback.extract_tb(error.__traceback__)
         name = Path(__file__).name
-        *_, place = [frame for frame in frames if Path(frame.filename).name == name]
+        place = [frame for frame in frames if Path(frame.filename).name == name][-1]
         raise UserError(f"{name}, line {place.lineno}, {place.line!r}: {cause(error)}") from error
 
 
@@ -985,21 +998,25 @@ def check_iteration(compiled: Any, state: list[keras.Variable]) -> None:
             raise UserError(f"the iteration uses {what}, whose state is not saved; {SEEDED}")
 
 
-def checksum(compiled: Any) -> int:
-    """A number that is the same for the same operations with the same inputs and attributes."""
-    graph, texts = compiled.graph.as_graph_def(), []
-    for nodes in (graph.node, *(function.node_def for function in graph.library.function)):
-        place = {node.name: i for i, node in enumerate(nodes)}
-        text = b""
+def checksum(compiled: Any, state: list[keras.Variable]) -> int:
+    """A number that is the same for the same operations on the same inputs and variables."""
+    graph, handles = compiled.graph.as_graph_def(), [id(variable.handle) for variable in state]
+    functions = {function.signature.name: function for function in graph.library.function}
+
+    def record(nodes: Iterable, arguments: Iterable = ()) -> str:
+        place, found = {each.name: i for i, each in enumerate([*arguments, *nodes])}, []
         for node in nodes:
             inputs = [name.partition(":") for name in node.input if name[0] != "^"]
-            text += f"{node.op}{[(place.get(name), output) for name, _, output in inputs]}".encode()
+            found += [node.op, *((place.get(name), output) for name, _, output in inputs)]
             for key, value in sorted(node.attr.items()):
-                # Names of functions, and what begins with "_", differ each time.
-                if value.WhichOneof("value") != "func" and key[0] != "_":
-                    text += key.encode() + value.SerializeToString()
-        texts.append(text)
-    return zlib.crc32(b"".join(sorted(texts)))
+                if key[0] != "_":  # such a key, and the name of a function, differ each time
+                    called = [functions[f.name] for f in (value.func, *value.list.func) if f.name]
+                    bodies = [record(f.node_def, f.signature.input_arg) for f in called]
+                    found += [key, *(bodies or [value.SerializeToString()])]
+        return repr(found)
+
+    used = [handles.index(id(each)) for each in compiled.captured_inputs if id(each) in handles]
+    return zlib.crc32(f"{used}{record(graph.node)}".encode())
 
 
 def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
@@ -1120,10 +1137,10 @@ def load_state(output: Path) -> tuple[list[np.ndarray], np.ndarray, dict] | None
 
 def remove_old_states(saved: Path) -> None:
     """Keep `saved`, one before it, and what a slow bucket may still be uploading."""
-    # States after `saved` must be damaged, else the run would have used them: put them last.
-    states = sorted(checkpoint_paths(saved.parent.parent), key=lambda path: path.stem > saved.stem)
+    paths = checkpoint_paths(saved.parent.parent)
+    newer = paths.index(saved)  # so many are damaged, else the run would have used them: put last
     now = saved.stat().st_mtime  # the clock of the disk, which may be a server's
-    for place, path in enumerate(states):
+    for place, path in enumerate(paths[newer:] + paths[:newer]):
         old = now - path.stat().st_mtime > UPLOAD_SECONDS
         if place >= CHECKPOINTS_AT_MOST or (place >= CHECKPOINTS and old):
             path.unlink()
@@ -1270,9 +1287,9 @@ def find_generator(output: Path, source: str | None) -> Path:
         path = output / (f"trained-{source}.keras" if source else "generator.keras")
     if path.exists():
         return path
-    names = [p.stem for p in output.glob("trained-*.keras") if RUN_FILES.fullmatch(p.name)]
-    if names and path.parent == output:
-        numbers = sorted(int(name.removeprefix("trained-")) for name in names)
+    found = (re.fullmatch(r"trained-([1-9][0-9]*)\.keras", p.name) for p in output.glob("*"))
+    numbers = sorted(int(match[1]) for match in found if match)
+    if numbers and path.parent == output:
         raise UserError(f"{path}: no such generator; --from can be {', '.join(map(str, numbers))}")
     advice = "train one first: python art_gan.py, or paint with --from output/example.keras"
     raise UserError(f"{path}: no trained generator; {advice}")
@@ -1507,9 +1524,15 @@ def main(argv: list[str] | None = None) -> int:
     without = ", without --fresh once it has removed the old run" if args.fresh else ""
     again = f"the same command again{without}"
     try:
-        for name in ("NOISE_SIZE", "PREVIEW_ROWS", "PREVIEW_COLS", "VERDICT_ITERATIONS"):
+        for name in (
+            *("NOISE_SIZE", "PREVIEW_ROWS", "PREVIEW_COLS", "CHECKPOINTS", "CHECKPOINTS_AT_MOST"),
+            *("VERDICT_ITERATIONS", "TIMELAPSE_FRAMES", "TIMELAPSE_MS", "TIMELAPSE_PIXELS"),
+            *("INTERPOLATION_STEPS", "INTERPOLATION_MS"),
+        ):
             if not (isinstance(number := globals()[name], int) and number > 0):
                 raise UserError(f"{name} is {number!r}; make it a whole number above 0")
+        if Path(TIMELAPSE).suffix not in (".webp", ".gif", ".png") or len(METRICS) != 4:
+            raise UserError("TIMELAPSE has to be a .webp, .gif or .png, METRICS four names")
         return job(args)
     except KeyboardInterrupt:  # outside the training loop, where there is nothing to save
         say(f"art_gan.py: interrupted; run {again}", "stderr")

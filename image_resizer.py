@@ -158,10 +158,11 @@ def skip(path: Path | str, error: BaseException) -> int:
     return 1
 
 
-def list_files(folder: str) -> tuple[list[Path], int]:
+def list_files(folder: str, recursive: bool) -> tuple[list[Path], int]:
     """Return the files in a folder and its sub-folders, sorted, and how many were skipped.
 
-    Linked folders are sub-folders, too, but none is read twice. Hidden files are left out.
+    Linked folders are sub-folders, too, but none is read twice. Hidden files are left out. Unless
+    `recursive`, sub-folders are only counted, and what fails in them ends nothing.
     """
     seen, files, errors = set(Path(folder).resolve().parents), [], []
     for parent, folders, names in os.walk(folder, onerror=errors.append, followlinks=True):
@@ -172,11 +173,13 @@ def list_files(folder: str) -> tuple[list[Path], int]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(parent, name) for name in names if not name.startswith(".")]
     dangling = {path for path in files if os.path.islink(path) and not os.path.exists(path)}
     why = "a link to nothing that can be read"
     errors += [OSError(errno.ELOOP, why, path) for path in sorted(dangling)]
+    if not recursive:
+        errors = [each for each in errors if each.errno in FILE_ERRORS or each.filename == folder]
     return sorted(set(files) - dangling), sum(skip(error.filename, error) for error in errors)
 
 
@@ -193,13 +196,14 @@ def is_misread(image: Image.Image) -> bool:
     if image.format == "TIFF":
         tiff, tag = TiffImagePlugin, image.tag_v2.get
         return (
-            (image.mode == "L" and max(tag(tiff.SAMPLEFORMAT, (1,))) == 2)  # signed
+            tag(254, 0) & 1  # its first picture is a small copy of another, as in a DNG
+            or (image.mode == "L" and max(tag(tiff.SAMPLEFORMAT, (1,))) == 2)  # signed
             or (image.mode[0] == "I" and tag(tiff.BITSPERSAMPLE) != (16,))  # 12 bits
             or (image.mode[0] == "I" and tag(tiff.PHOTOMETRIC_INTERPRETATION) == 0)  # 0 is white
             or (image.mode[0] == "P" and max(tag(tiff.COLORMAP)) < 256)  # colours of 8 bits
             or (image.mode in ("LA", "PA") and tag(tiff.PLANAR_CONFIGURATION) == 2)  # separate
         )
-    if (image.format, image.mode) == ("TGA", "RGBA"):  # its alpha may be unused bits
+    if image.format == "TGA" and image.mode in ("RGBA", "LA"):  # its alpha may be unused bits
         image.fp.seek(17)
         return image.tile[0].args[0] == "BGRA;15Z" or not image.fp.read(1)[0] & 15
     return (image.format, image.mode) == ("PSD", "1")  # it takes black for white
@@ -222,6 +226,8 @@ def decode(image: Image.Image, shape: Shape, crop: bool) -> np.ndarray:
     if image.format == "TIFF":
         image.info.pop("xmp", None)  # a broken one would end load()
     image.load()
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getextrema()[3][1]:
+        image = image.convert("RGB")  # alpha that nobody uses is 0
     with suppress(Exception):  # broken metadata: its readable part has turned the picture
         ImageOps.exif_transpose(image, in_place=True)
     # RGB before resizing, or the hidden colour of transparent pixels blends into the others.
@@ -265,13 +271,13 @@ def why_not(path: Path, file: BinaryIO, error: Exception) -> str:
     """Say why an open file cannot be decoded; "" if it is not a picture. Raises OSError."""
     file.seek(0)
     start, unknown = file.read(4096), isinstance(error, Image.UnidentifiedImageError)
-    if isinstance(error, Image.DecompressionBombError):
-        megapixels = int(re.search(r"\d+", reason(error))[0]) // 10**6
-        return f"too large: {megapixels} megapixels; shrink it"
-    if start[4:12] in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
+    if re.match(rb"....ftyp(he[iv]|mif|msf)", start, re.DOTALL):
         return "HEIC; pip install pillow-heif, or export it as JPEG"
     if not is_picture(path) and (unknown or b"\0" not in start):  # or a text file
         return ""
+    if isinstance(error, Image.DecompressionBombError):
+        megapixels = int(re.search(r"\d+", reason(error))[0]) // 10**6
+        return f"too large: {megapixels} megapixels; shrink it"
     while file.read(1 << 20):
         pass  # it raises OSError if the disk is to blame, which decoders do not say
     return "empty, or not a picture that Pillow knows" if unknown else reason(error)
@@ -357,10 +363,10 @@ def resize_folder(
         import pillow_heif.HeifImagePlugin  # noqa: F401
     try:
         target = Path(os.path.realpath(output))  # if `output` is a link, it stays one
-        if target.exists() and not (target.is_file() and target.suffix == ".npy"):
+        if target.suffix != ".npy" or (target.exists() and not target.is_file()):
             raise UserError(f"--output {output!r} is not a .npy file; name one, such as data.npy")
         os.listdir(image_dir)
-        files, failed = list_files(image_dir)
+        files, failed = list_files(image_dir, recursive)
         paths = [path for path in files if recursive or path.parent == Path(image_dir)]
         deeper = sum(map(is_picture, files)) - sum(map(is_picture, paths))
         need = sum(map(is_picture, paths)) * np.prod(shape) * SCALED.itemsize

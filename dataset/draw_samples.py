@@ -369,6 +369,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1907, help="another seed, other pictures")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "sample")
     args = parser.parse_args()
+    if args.count < 1 or args.seed < 0:
+        parser.error("--count has to be at least 1, and --seed at least 0")
     args.output.mkdir(parents=True, exist_ok=True)
     digits = 2 if args.count < 100 else max(4, len(str(args.count)))  # names sort by number
     work = partial(draw, seed=args.seed, digits=digits, output=args.output)
