@@ -134,6 +134,33 @@ BROKEN = {
         [in_generator(("keras.Input((noise_size,))", "keras.Input((50,))"))],
         "takes noise of (50,), NOISE_SIZE is 100",
     ],
+    # What draws and what paints
+    "a typo in draw_batch": [
+        [("    return [x_real, noise_from(rng,", "    return [x_reel, noise_from(rng,")],
+        ["art_gan.py, line ", "x_reel"],
+    ],
+    "noise of another shape": [
+        [("noise_from(rng, batch_size, NOISE_SIZE)", "noise_from(rng, batch_size, 50)")],
+        "art_gan.py, line ",
+    ],
+    "batches from numpy's own state": [
+        [
+            (
+                "    return [x_real,",
+                "    x_real += np.random.rand(1).astype('f4')\n    return [x_real,",
+            )
+        ],
+        "draw_batch has to draw the same again",
+    ],
+    "a typo in save_images": [
+        [
+            (
+                "        row, col = divmod(image_count, PREVIEW_COLS)",
+                "        row, col = divmod(count, 7)",
+            )
+        ],
+        ["art_gan.py, line ", "'count'"],
+    ],
     "frozen in train": [
         [(START, f"        run.networks['discriminator'].trainable = False\n{START}")],
         "no weight of the discriminator is trainable",

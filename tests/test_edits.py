@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from conftest import arrays, checkpoints, contents, refusal, rows, training
 from helpers_edits import (
-    FAKES,
     LABEL,
     LABELS,
     LAST,
@@ -153,6 +152,10 @@ DIFFERENCES = {
         ],
         ["the iteration's graph (Tens"],
     ),
+    "noise": (
+        [("rng.normal(size=(count, size))", "rng.uniform(-1, 1, size=(count, size))")],
+        ["the first batch was"],
+    ),
     "another normalization": (
         [in_generator((BATCH_NORM, "model.add(layers.GroupNormalization(4))"))],
         ["class_name was BatchNormalization, is None"],
@@ -179,13 +182,39 @@ def test_the_same_program_is_resumed(there, base, data, tmp_path, main):
         np.testing.assert_array_equal(arrays(checkpoints(there)[-1])[name], value, err_msg=name)
 
 
-def test_an_attribute_of_an_operation_is_in_the_record(data, output, tmp_path, main):
+BUILT = "optimizer.build(discriminator.trainable_variables + generator.trainable_variables)"
+TWO_BUILT = [
+    (OPTIMIZER, "fast, slow = FusedAdam(4e-4, 0.5), FusedAdam(1e-4, 0.5)"),
+    (BUILT, f"fast.{BUILT[10:]}\n    slow.{BUILT[10:]}"),
+    (RETURN, "return iteration, fast, slow"),
+]
+CHOICE = (
+    "        optimizer = {} if trained is discriminator else {}\n        loss, output, gradients"
+)
+BRANCHES = "x_real = tf.cond(x_real[0, 0, 0, 0] > 0, lambda: {}, lambda: {})"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        [[in_iteration(f"noise = tf.nn.leaky_relu(noise, alpha={slope})")] for slope in (0.2, 0.3)],
+        [
+            [in_iteration(BRANCHES.format(*branches))]
+            for branches in (("x_real", "0.5 * x_real"), ("0.5 * x_real", "x_real"))
+        ],
+        [
+            [*TWO_BUILT, ("        loss, output, gradients", CHOICE.format(*order))]
+            for order in (("fast", "slow"), ("slow", "fast"))
+        ],
+    ],
+    ids=["an attribute", "exchanged branches", "exchanged optimizers"],
+)
+def test_what_an_iteration_computes_is_in_the_record(first, second, data, output, tmp_path, main):
     command = training(data, output, "--epochs", 1)
-    for slope in (0.2, 0.3):
-        leaky = (FAKES, f"        noise = tf.nn.leaky_relu(noise, alpha={slope})\n{FAKES}")
-        result = main(*command, program=edited(tmp_path, leaky))
-        command[-1] = 2
-    assert "the iteration's graph (Tens" in refusal(result)
+    assert main(*command, program=edited(tmp_path, *first)).returncode == 0
+    command = training(data, output, "--epochs", 2)
+    line = refusal(main(*command, program=edited(tmp_path, *second)))
+    assert "the iteration's graph (Tens" in line
 
 
 def old_settings(settings):
@@ -402,6 +431,12 @@ EDITS = {
         ),
         LOSS.format("keras.losses.BinaryCrossentropy()(0 * probability + label, probability)"),
     ],
+    "one of several augmentations": [
+        in_iteration(
+            "x_real = tf.switch_case(tf.cast(x_real[0, 0, 0, 0] > 0, tf.int32), "
+            "[lambda: x_real, lambda: x_real[:, :, ::-1]])"
+        )
+    ],
     "patches": [PATCHES, (LABELS, "Y_REAL, Y_FAKE = np.full((4, 1), 0.9), np.zeros(4)")],
 }
 
@@ -412,6 +447,8 @@ NO_CONSTANTS = {
     "BATCH_SIZE = 32": "BATCH_SIZE = 4.0",
     "NOISE_SIZE = 100": "NOISE_SIZE = 0",
     "PREVIEW_ROWS = 4": "PREVIEW_ROWS = 2.5",
+    "CHECKPOINTS_AT_MOST = 10": "CHECKPOINTS_AT_MOST = 0",
+    "TIMELAPSE_PIXELS = 1024": "TIMELAPSE_PIXELS = 0",
 }
 
 

@@ -162,6 +162,32 @@ def test_tga_whose_alpha_is_none(tmp_path, depth, flags, read):
     assert difference(data, COLOUR, tmp_path) == (0 if read else None)
 
 
+def test_grey_tga_and_bmp_whose_alpha_is_unused(tmp_path):
+    header = struct.pack("<BBBHHBHHHHBB", 0, 0, 3, 0, 0, 0, 0, 0, 32, 32, 16, 32)
+    data = header + np.stack([GREY, np.zeros_like(GREY)], -1).tobytes()
+    assert difference(data, 0, tmp_path) is None
+    masks = struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 124, 32, -32, 1, 32, 3, 0, 0, 0, 0, 0) + masks + bytes(68)
+    start = struct.pack("<2sIHHI", b"BM", 14 + len(header) + 4096, 0, 0, 14 + len(header))
+    for alpha in (0, 255):
+        pixels = np.concatenate([COLOUR[..., ::-1], np.full((32, 32, 1), alpha, np.uint8)], -1)
+        assert difference(start + header + pixels.tobytes(), COLOUR, tmp_path) == 0, alpha
+
+
+def test_a_tiff_that_begins_with_a_small_copy_is_refused(tmp_path):
+    """As a DNG does."""
+    assert difference(tiff(COLOUR, 8, 2, {254: [1]}), 0, tmp_path) is None
+
+
+def test_what_files_really_are(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheim" + bytes(100))
+    with pytest.raises(UserError, match=r"^HEIC; pip install"):
+        load(tmp_path / "a.jpg")
+    (tmp_path / "notes.txt").write_text("qoif was what I wanted to write about")
+    with pytest.raises(UserError, match=r"^$"):
+        load(tmp_path / "notes.txt")
+
+
 def test_kinds_that_pillow_swaps_are_refused(tmp_path):
     sun = struct.pack(">8I", 0x59A66A95, 32, 32, 32, 32 * 32 * 4, 1, 0, 0)
     (tmp_path / "a.ras").write_bytes(sun + bytes(32 * 32 * 4))

@@ -141,6 +141,32 @@ def tree(tmp_path):
     return tree
 
 
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_order_of_a_disk_does_not_matter(tmp_path, monkeypatch, backwards):
+    """A folder that can be reached in two ways is read under its first name."""
+    (tmp_path / "c" / "z").mkdir(parents=True)
+    (tmp_path / "c" / "a").symlink_to("z")
+    for grey, name in enumerate(("c/z/z.png", "c/m.png", "c/b/b.png")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("L", (32, 32), grey).save(tmp_path / name)
+    walk = os.walk
+
+    def walked(*arguments, **options):
+        for parent, folders, names in walk(*arguments, **options):
+            folders.sort(reverse=backwards)
+            yield parent, folders, names
+
+    monkeypatch.setattr(os, "walk", walked)
+    assert resize(tmp_path / "c", tmp_path / "x.npy", recursive=True) == (3, 1)
+    assert greys(tmp_path / "x.npy") == [0, 2, 1]
+
+
+def test_a_linked_folder_that_is_not_read_ends_nothing(tree, tmp_path):
+    (tree / "processes").symlink_to("/proc/self")
+    done = run("tree", "--size", 32, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
 def test_pictures_in_sub_folders_are_counted_and_the_hint_reads_them(tree, tmp_path):
     command = ["tree", "--size", 32, "--output", "my data.npy"]
     done = run(*command, cwd=tmp_path)
