@@ -686,7 +686,7 @@ class Run:
         if saved:
             self.resume(*saved)
         else:
-            self.compile_iteration()
+            self.compile_iteration({})
             if self.args.init:
                 self.take_networks_of(Path(self.args.init))
             self.claim_folder()
@@ -705,7 +705,7 @@ class Run:
         self.check_settings(settings)
         if self.done >= self.args.epochs:
             return
-        self.compile_iteration()
+        self.compile_iteration(settings)
         self.check_settings(settings)  # again, as the iteration's checksum is known only now
         if [v.shape for v in self.state] != [value.shape for value in values]:
             raise UserError(f"{self.output}: holds a run of other networks; {START_OVER}")
@@ -716,8 +716,13 @@ class Run:
                 variable.assign(value)
         say(f"Resuming from iteration {self.done} of {self.args.epochs}")
 
-    def compile_iteration(self) -> None:
-        """Compile the iteration, collect `state`. Raises UserError if some of it is not saved."""
+    def compile_iteration(self, saved: dict) -> None:
+        """Compile the iteration, collect `state`. Raises UserError if some of it is not saved.
+
+        `saved` holds the settings of the run to resume, and {} for a new one.
+        """
+        versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
+        where = f"the iteration's graph ({versions}, {'GPU' if GPUS else 'CPU'})"
         with errors_in_one_line():
             compiled = self.iteration.get_concrete_function(*self.batch)
             owners = [*self.networks.values(), *self.returned]
@@ -725,13 +730,13 @@ class Run:
             held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
             self.state = keras.tree.flatten(held)
             check_iteration(compiled, self.state)
+            self.settings[where] = checksum(compiled, self.state)
             again = tf.function(self.iteration.python_function, autograph=False)
-            found = checksum(compiled, self.state)
-            if found != checksum(again.get_concrete_function(*self.batch), self.state):
+            # To trace it again takes a second, and is not needed if it equals that of a saved run.
+            if self.settings[where] != saved.get(where) and self.settings[where] != checksum(
+                again.get_concrete_function(*self.batch), self.state
+            ):
                 raise UserError(f"numbers of Python or numpy would be drawn once only; {SEEDED}")
-        versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
-        where = f"the iteration's graph ({versions}, {'GPU' if GPUS else 'CPU'})"
-        self.settings[where] = f"checksum {found:08x}"
         for name, network in self.networks.items():
             leaves = [each for each in network._flatten_layers() if not each._layers]
             if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
@@ -746,7 +751,9 @@ class Run:
         if saved.get("keras") != now.pop("keras"):
             del now["program"]  # another version of Keras may write it differently
         old = {name: saved[name] for name in now if name in saved}  # older checkpoints hold fewer
-        if changes := differences(old, {name: now[name] for name in old}):
+        changes = differences(old, {name: now[name] for name in old})
+        # Other data, seeds and sizes give another first batch: then that says nothing new.
+        if changes := [each for each in changes if "first batch" not in each] or changes:
             more = f"; and {len(changes) - 3} more" * (len(changes) > 3)
             hint = f"there, --init {shlex.quote(self.args.output)} continues with these networks"
             problem = f"the run there used different settings ({'; '.join(changes[:3])}{more})"
@@ -998,8 +1005,8 @@ def check_iteration(compiled: Any, state: list[keras.Variable]) -> None:
             raise UserError(f"the iteration uses {what}, whose state is not saved; {SEEDED}")
 
 
-def checksum(compiled: Any, state: list[keras.Variable]) -> int:
-    """A number that is the same for the same operations on the same inputs and variables."""
+def checksum(compiled: Any, state: list[keras.Variable]) -> str:
+    """A text that is the same for the same operations on the same inputs and variables."""
     graph, handles = compiled.graph.as_graph_def(), [id(variable.handle) for variable in state]
     functions = {function.signature.name: function for function in graph.library.function}
 
@@ -1016,7 +1023,7 @@ def checksum(compiled: Any, state: list[keras.Variable]) -> int:
         return repr(found)
 
     used = [handles.index(id(each)) for each in compiled.captured_inputs if id(each) in handles]
-    return zlib.crc32(f"{used}{record(graph.node)}".encode())
+    return f"checksum {zlib.crc32(f'{used}{record(graph.node)}'.encode()):08x}"
 
 
 def check_saveable(network: keras.Model, shape: tuple[int, ...]) -> None:
