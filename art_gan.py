@@ -730,13 +730,12 @@ class Run:
             held = [getattr(owner, "variables", getattr(owner, "state", owner)) for owner in owners]
             self.state = keras.tree.flatten(held)
             check_iteration(compiled, self.state)
-            self.settings[where] = checksum(compiled, self.state)
-            again = tf.function(self.iteration.python_function, autograph=False)
-            # To trace it again takes a second, and is not needed if it equals that of a saved run.
-            if self.settings[where] != saved.get(where) and self.settings[where] != checksum(
-                again.get_concrete_function(*self.batch), self.state
-            ):
-                raise UserError(f"numbers of Python or numpy would be drawn once only; {SEEDED}")
+            found = self.settings[where] = checksum(compiled, self.state)
+            if found != saved.get(where):  # else that run has traced it twice, which takes a second
+                again = tf.function(self.iteration.python_function, autograph=False)
+                if found != checksum(again.get_concrete_function(*self.batch), self.state):
+                    problem = "numbers of Python or numpy would be drawn once only"
+                    raise UserError(f"{problem}; {SEEDED}")
         for name, network in self.networks.items():
             leaves = [each for each in network._flatten_layers() if not each._layers]
             if frozen := [each.name for each in leaves if each.weights and not each.trainable]:
@@ -902,7 +901,8 @@ def build_networks(
         if not hasattr(network, "output_shape"):  # a user's subclass
             advice = "return keras.Model(x, network(x)) of it, with x = keras.Input(...)"
             raise UserError(f"build_{name} returns a model without shapes; {advice}")
-    taken, made = (networks["generator"].input_shape[1:], networks["generator"].output_shape[1:])
+    generator = networks["generator"]
+    taken, made = generator.input_shape[1:], generator.output_shape[1:]
     if taken != (NOISE_SIZE,):
         raise UserError(f"build_generator takes noise of {taken}, NOISE_SIZE is {NOISE_SIZE}")
     if made != image_shape:
